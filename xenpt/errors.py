@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Every exception of xenpt. Each message is one line and names file, offset or field."""
+
+
+class XenptError(Exception):
+    """Base of all errors that xenpt raises on purpose; the command line exits with status 2."""
+
+
+class UsageError(XenptError, ValueError):
+    """An argument that has no meaning: a size, a dom0_mem text, a pair of options."""
+
+
+class InputError(XenptError, ValueError):
+    """A file that cannot be read as what it should be.
+
+    :ivar source: name of the file, as the user gave it
+    :ivar offset: byte offset of the fault in it, or None
+    """
+
+    def __init__(self, source: object, reason: str, *, offset: int | None = None) -> None:
+        self.source, self.reason, self.offset = str(source), reason, offset
+        where = f"{self.source}: offset {offset:#x}" if offset is not None else self.source
+        super().__init__(f"{where}: {reason}")
+
+
+class MissingCodecError(InputError, ImportError):
+    """A kernel payload whose codec is not installed; the message names the extra to install."""
+
+
+class PanicError(XenptError):
+    """A plan cannot be built because Xen, libxenguest or Linux gives up.
+
+    :ivar panic: the exact text of whoever gives up
+    """
+
+    def __init__(self, panic: str) -> None:
+        self.panic = panic
+        super().__init__(panic)
+
+
+class EntryError(XenptError, ValueError):
+    """A page-table entry that breaks the shape of a table.
+
+    :ivar table: index of the table in its arena
+    :ivar slot: position of the entry, in [0, 512)
+    :ivar entry: the 64-bit word
+    """
+
+    def __init__(self, *, table: int, slot: int, entry: int, reason: str) -> None:
+        self.table, self.slot, self.entry, self.reason = table, slot, entry, reason
+        super().__init__(f"table {table} slot {slot} entry {entry:#018x}: {reason}")
+
+
+class MappingError(XenptError, ValueError):
+    """Extents that overlap, are unsorted or leave the address space."""
