@@ -1,12 +1,52 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The extension module and its build modes; everything else is in pyproject.toml."""
+"""The extension module and its build modes; everything else is in pyproject.toml.
+
+XENPT_BUILD=release (default) | debug (bounds checks) | trace (line tracing, for coverage)
+           | asan | ubsan (the compiler's sanitizers; preload their runtime to import it).
+"""
+
+import os
+import sys
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 
+MODES = ("release", "debug", "trace", "asan", "ubsan")
+mode = os.environ.get("XENPT_BUILD", "release")
+if mode not in MODES:
+    sys.exit(f"setup.py: XENPT_BUILD={mode}: expected one of {', '.join(MODES)}")
+checked = mode != "release"
+
+cflags = ["-O3"] if mode == "release" else ["-O1", "-g", "-fno-omit-frame-pointer"]
+lflags = []
+if mode in ("asan", "ubsan"):
+    sanitize = "-fsanitize=" + {"asan": "address", "ubsan": "undefined"}[mode]
+    cflags += [sanitize, "-fno-sanitize-recover=all"]
+    lflags += [sanitize]
+
 setup(
     ext_modules=cythonize(
-        [Extension("xenpt._core", ["xenpt/_core.pyx"], extra_compile_args=["-O3"])],
-        compiler_directives={"language_level": 3, "boundscheck": False, "wraparound": False, "initializedcheck": False},
+        [
+            Extension(
+                "xenpt._core",
+                ["xenpt/_core.pyx"],
+                extra_compile_args=cflags,
+                extra_link_args=lflags,
+                define_macros=[("CYTHON_TRACE", "1"), ("CYTHON_TRACE_NOGIL", "1")]
+                if mode == "trace"
+                else [],
+            )
+        ],
+        force=os.environ.get("XENPT_BUILD") is not None,
+        show_all_warnings=False,
+        compiler_directives={
+            "language_level": 3,
+            "boundscheck": checked,
+            "wraparound": False,
+            "initializedcheck": checked,
+            "linetrace": mode == "trace",
+            "freethreading_compatible": True,
+            "autotestdict": False,
+        },
     )
 )

@@ -3,15 +3,24 @@
 
 A run says that `nr` consecutive slots of one level hold frames whose pfns are `step` apart:
 slot i maps virtual page `vpn + i * 512**(level - 1)` to `pfn + i * step`. A run of *tables* says
-the same of table pages: table i of level L covers the virtual pages from `vpn + i * 512**L`.
+the same of table pages: table i of level L covers the virtual pages from `vpn + i * 512**L`;
+its flags are those of the entry that points to it. The root (level 4) has vpn 0 and flags 0.
 Frames are guest frames (pfn); `P2M` gives them machine frames when words are made of them.
 Every count of a stage follows from the runs in O(runs), whatever the guest's size.
+
+Runs are in *canonical* form when each was grown from the left for as long as the step stayed the
+same (`coalesce`); a run of one entry has the step of contiguous memory.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+from xenpt import _core
+from xenpt.abi import INVALID_P2M_ENTRY, LEVELS, PAGE_SHIFT, PTE_PRESENT, PTE_PSE, TABLE_SHIFT
+from xenpt.errors import MappingError
 
 #: One run. `vpn`: virtual page number (vaddr >> 12, unsigned); `flags`: entry bits without frame.
 RUN = np.dtype(
@@ -24,7 +33,86 @@ RUN = np.dtype(
         ("flags", "<u8"),
     ]
 )
+#: One run of the P->M list, as rows of golden `entry_p2m_runs`: pfn + i has mfn + i * step.
+P2M_RUN = np.dtype([("pfn", "<u8"), ("mfn", "<u8"), ("step", "<i8"), ("nr", "<u8")])
 Runs = npt.NDArray[np.void]
+Frames = npt.NDArray[np.uint64]
+Ints = npt.NDArray[np.int64]
+EMPTY = np.empty(0, RUN)
+
+
+def make_runs(rows: Iterable[Sequence[int]]) -> Runs:
+    """RUN array of rows (vpn, pfn, nr, step, level, flags), kept in their order."""
+    return np.array([tuple(row) for row in rows], RUN)
+
+
+def run_array(
+    vpn: npt.ArrayLike,
+    pfn: npt.ArrayLike,
+    nr: npt.ArrayLike,
+    step: npt.ArrayLike,
+    level: npt.ArrayLike,
+    flags: npt.ArrayLike,
+) -> Runs:
+    """RUN array of columns; scalars are repeated."""
+    columns = np.broadcast_arrays(vpn, pfn, nr, step, level, flags)
+    runs = np.empty(columns[0].shape, RUN)
+    for name, column in zip(RUN.names or (), columns, strict=True):
+        runs[name] = column
+    return runs
+
+
+def words(runs: Runs) -> npt.NDArray[np.uint64]:
+    """The runs as an (n, k) array of uint64, sharing memory when they are contiguous."""
+    columns = len(runs.dtype.names or ())
+    return np.ascontiguousarray(runs).view("<u8").reshape(-1, columns)
+
+
+def column(runs: Runs, name: str) -> Ints:
+    """One column as int64: virtual pages and frames fit (52 bits), and differences have a sign."""
+    return runs[name].astype(np.int64)
+
+
+def entry_pages(level: npt.NDArray[np.int64]) -> Ints:
+    """4 KiB pages that one entry of each `level` covers: 512**(level - 1)."""
+    return np.left_shift(np.int64(1), TABLE_SHIFT * (level - 1))
+
+
+def coalesce(runs: Runs, *, tables: bool = False) -> Runs:
+    """Canonical form of sorted runs; with `tables` an entry covers 512 times as much."""
+    out = np.empty(2 * len(runs), RUN)
+    nr = _core.coalesce(words(runs), words(out), tables)
+    return out[:nr].copy()
+
+
+def expand(runs: Runs, *, tables: bool = False) -> Runs:
+    """One run for each entry: the slow, plain form, for table pages and for small mappings."""
+    nr = column(runs, "nr")
+    out = np.repeat(runs, nr)
+    i = np.arange(len(out)) - np.repeat(np.cumsum(nr) - nr, nr)
+    level = column(out, "level")
+    out["vpn"] = column(out, "vpn") + i * entry_pages(level + tables)
+    out["pfn"] = column(out, "pfn") + i * column(out, "step")
+    out["nr"] = 1
+    return out
+
+
+def split_at_tables(runs: Runs, *, tables: bool = False) -> Runs:
+    """Cut runs so that each lies within one table page of its level (of its parent's)."""
+    level = column(runs, "level") + tables
+    shift = TABLE_SHIFT * (level - 1)
+    slot = column(runs, "vpn") >> shift  # of the whole address space
+    nr = column(runs, "nr")
+    pieces = np.where(nr > 0, ((slot + nr - 1) >> TABLE_SHIFT) - (slot >> TABLE_SHIFT) + 1, 0)
+    out = np.repeat(runs, pieces)
+    of_run = np.arange(len(out)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    slot, nr = np.repeat(slot, pieces), np.repeat(nr, pieces)
+    first = np.maximum(((slot >> TABLE_SHIFT) + of_run) << TABLE_SHIFT, slot) - slot
+    end = np.minimum(((slot >> TABLE_SHIFT) + of_run + 1) << TABLE_SHIFT, slot + nr) - slot
+    out["vpn"] = column(out, "vpn") + (first << np.repeat(shift, pieces))
+    out["pfn"] = column(out, "pfn") + first * column(out, "step")
+    out["nr"] = end - first
+    return out
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,3 +126,224 @@ class Mapping:
 
     leaves: Runs
     tables: Runs
+
+    @property
+    def nr_pages(self) -> int:
+        """4 KiB pages that the leaves map."""
+        return int((column(self.leaves, "nr") * entry_pages(column(self.leaves, "level"))).sum())
+
+    def nr_leaves(self, level: int) -> int:
+        """Leaf entries of one level."""
+        return int(self.leaves["nr"][self.leaves["level"] == level].sum())
+
+    def nr_tables(self, level: int | None = None) -> int:
+        """Table pages of one level, or of all."""
+        nr = self.tables["nr"]
+        return int((nr if level is None else nr[self.tables["level"] == level]).sum())
+
+    def translate(self, vaddr: int) -> tuple[int, int, int] | None:
+        """(pfn of the 4 KiB page, level of the leaf, flags) at `vaddr`, or None in a hole."""
+        vpn = vaddr >> PAGE_SHIFT
+        at = int(np.searchsorted(self.leaves["vpn"], np.uint64(vpn), side="right")) - 1
+        if at < 0:
+            return None
+        first, pfn, nr, step, level, flags = (int(v) for v in self.leaves[at])
+        shift = TABLE_SHIFT * (level - 1)
+        i = (vpn - first) >> shift
+        if i >= nr:
+            return None
+        return pfn + i * step + ((vpn - first) & ((1 << shift) - 1)), level, flags
+
+    def window(self, start: int, end: int) -> "Mapping":
+        """The part that maps virtual addresses [start, end): whole leaves and their tables.
+
+        :raises MappingError: a leaf crosses an end
+        """
+        leaves = coalesce(clip(self.leaves, start >> PAGE_SHIFT, end >> PAGE_SHIFT))
+        tables = tables_of(self.tables, start >> PAGE_SHIFT, end >> PAGE_SHIFT)
+        return Mapping(leaves, coalesce(tables, tables=True))
+
+    def merge(self, other: "Mapping") -> "Mapping":
+        """Both mappings in one; the same table page may occur in both.
+
+        :raises MappingError: a virtual page is mapped by both, or a table differs
+        """
+        leaves = coalesce(np.sort(np.concatenate((self.leaves, other.leaves)), order="vpn"))
+        tables = np.unique(expand(np.concatenate((self.tables, other.tables)), tables=True))
+        merged = Mapping(leaves, sort_tables(tables))
+        merged.check()
+        return merged
+
+    def check(self) -> None:
+        """:raises MappingError: runs unsorted, overlapping, misaligned or of no level."""
+        _check(self.leaves, LEVELS - 1, tables=False)
+        _check(self.tables, LEVELS, tables=True)
+        pse = np.where(self.leaves["level"] > 1, PTE_PSE, 0).astype(np.uint64)
+        large = self.leaves["level"] > 1
+        if np.any((self.leaves["flags"] & PTE_PSE)[large] != pse[large]):
+            raise MappingError("a leaf of level 2 or 3 without PSE")
+        if np.any(self.leaves["flags"] & PTE_PRESENT == 0):
+            raise MappingError("a leaf that is not present")
+
+
+def sort_tables(tables: Runs) -> Runs:
+    """Canonical table runs: sorted by (level, vpn) and coalesced."""
+    return coalesce(np.sort(tables, order=("level", "vpn")), tables=True)
+
+
+def clip(runs: Runs, start: int, end: int) -> Runs:
+    """Leaves that map virtual pages [start, end).
+
+    :raises MappingError: a leaf of level 2 or 3 crosses an end
+    """
+    size = entry_pages(column(runs, "level"))
+    vpn, nr = column(runs, "vpn"), column(runs, "nr")
+    first = np.clip(-((vpn - start) // size), 0, nr)  # rounded up: first entry at or behind start
+    last = np.clip(-((vpn - end) // size), first, nr)
+    crosses = (first > 0) & (vpn + first * size > start) & (vpn + (first - 1) * size < end)
+    crosses |= (last > first) & (vpn + last * size > end)
+    if crosses.any():
+        at = int(vpn[np.argmax(crosses)])
+        raise MappingError(f"a superpage of the run at vpn {at:#x} crosses an end of the window")
+    out = runs.copy()
+    out["vpn"], out["nr"] = vpn + first * size, last - first
+    out["pfn"] = column(runs, "pfn") + first * column(runs, "step")
+    return out[out["nr"] > 0]
+
+
+def tables_of(tables: Runs, start: int, end: int) -> Runs:
+    """Tables that cover any of the virtual pages [start, end); roots always."""
+    size = entry_pages(column(tables, "level") + 1)
+    vpn, nr = column(tables, "vpn"), column(tables, "nr")
+    first = np.clip((start - vpn) // size, 0, nr)
+    last = np.clip(-((vpn - end) // size), first, nr)
+    root = tables["level"] == LEVELS
+    first, last = np.where(root, 0, first), np.where(root, nr, last)
+    out = tables.copy()
+    out["vpn"], out["nr"] = vpn + first * size, last - first
+    out["pfn"] = column(tables, "pfn") + first * column(tables, "step")
+    return out[out["nr"] > 0]
+
+
+def _check(runs: Runs, top: int, *, tables: bool) -> None:
+    if runs.dtype != RUN:
+        raise MappingError(f"runs of dtype {runs.dtype} instead of RUN")
+    level = column(runs, "level")
+    if np.any((level < 1) | (level > top)):
+        raise MappingError(f"a run of level {int(level.max())}; leaves have 1..3, tables 1..4")
+    vpn, nr, size = column(runs, "vpn"), column(runs, "nr"), entry_pages(level + tables)
+    if np.any(nr < 1) or np.any(vpn & (size - 1)) or np.any(vpn + nr * size > 1 << 52):
+        raise MappingError("an empty or misaligned run, or one behind the address space")
+    same = level[1:] == level[:-1] if tables else np.ones(max(len(runs) - 1, 0), bool)
+    if np.any((vpn + nr * size)[:-1][same] > vpn[1:][same]) or (
+        tables and np.any(level[1:] < level[:-1])
+    ):
+        raise MappingError("runs that overlap or are not sorted")
+
+
+@dataclass(frozen=True, slots=True)
+class P2M:
+    """A domain's frames: runs of pfn -> mfn, sorted by pfn, and the inverse.
+
+    :ivar runs: P2M_RUN array, sorted by pfn, disjoint; step 1 or -1 (a debug Xen, single pages)
+    """
+
+    runs: Runs
+
+    @classmethod
+    def linear(cls, nr_pages: int, first_mfn: int) -> "P2M":
+        """All pages in one piece of host memory."""
+        return cls(np.array([(0, first_mfn, 1, nr_pages)], P2M_RUN))
+
+    @classmethod
+    def from_rows(cls, rows: npt.ArrayLike) -> "P2M":
+        """Rows [pfn, mfn, step, length], as golden `entry_p2m_runs` has them.
+
+        :raises MappingError: not a permutation of the domain's frames
+        """
+        table = np.asarray(rows, np.int64).reshape(-1, 4)
+        runs = np.empty(len(table), P2M_RUN)
+        for i, name in enumerate(P2M_RUN.names or ()):
+            runs[name] = table[:, i]
+        p2m = cls(runs)
+        p2m.check()
+        return p2m
+
+    @classmethod
+    def from_list(cls, mfns: npt.ArrayLike) -> "P2M":
+        """The runs of a whole P->M list (mfn of pfn 0, 1, ...); INVALID entries are holes."""
+        mfn = np.ascontiguousarray(mfns, np.uint64)
+        held = np.flatnonzero(mfn != np.uint64(INVALID_P2M_ENTRY))
+        pfn, frame = held.astype(np.int64), mfn[held].astype(np.int64)
+        cut = np.flatnonzero((np.diff(pfn) != 1) | (np.diff(frame) != 1)) + 1
+        start = np.concatenate(([0], cut)).astype(np.int64) if len(held) else cut
+        nr = np.diff(np.append(start, len(held)))
+        return cls.from_rows(np.stack((pfn[start], frame[start], np.ones_like(nr), nr), axis=1))
+
+    @property
+    def nr_pages(self) -> int:
+        """Pages that have a frame."""
+        return int(self.runs["nr"].sum())
+
+    def mfn(self, pfns: npt.ArrayLike) -> Frames:
+        """Machine frames of guest frames; INVALID_P2M_ENTRY where there is none."""
+        return _look_up(np.asarray(pfns, np.uint64), *self._columns())
+
+    def pfn(self, mfns: npt.ArrayLike) -> Frames:
+        """Guest frames of machine frames (the M2P); INVALID_P2M_ENTRY for other domains'."""
+        pfn, mfn, step, nr = self._columns()
+        down = (step < 0) & (nr > 1)
+        low = np.where(down, mfn - nr + 1, mfn)
+        at_low = np.where(down, pfn + nr - 1, pfn)
+        order = np.argsort(low)
+        return _look_up(
+            np.asarray(mfns, np.uint64), low[order], at_low[order], step[order], nr[order]
+        )
+
+    def is_linear(self, pfn: int, nr: int) -> bool:
+        """Whether [pfn, pfn + nr) lies in contiguous ascending host memory."""
+        first, mfn, step, length = self._columns()
+        at = int(np.searchsorted(first, pfn, side="right")) - 1
+        while at >= 0 and at < len(first) and first[at] <= pfn < first[at] + length[at]:
+            if length[at] > 1 and step[at] != 1:
+                return False
+            end = int(first[at] + length[at])
+            if pfn + nr <= end:
+                return True
+            here = int(mfn[at] + length[at])
+            pfn, nr, at = end, nr - (end - pfn), at + 1
+            if at == len(first) or int(mfn[at]) != here:
+                return False
+        return False
+
+    def check(self) -> None:
+        """:raises MappingError: pfns unsorted or twice, mfns twice, a step other than 1 or -1."""
+        pfn, mfn, step, nr = self._columns()
+        if np.any(nr < 1) or np.any((np.abs(step) != 1) & (nr > 1)):
+            raise MappingError("a P->M run of no page, or of a step other than 1 or -1")
+        if np.any(pfn[:-1] + nr[:-1] > pfn[1:]):
+            raise MappingError("P->M runs that are not sorted by pfn or overlap")
+        low = np.where(step < 0, mfn - nr + 1, mfn)
+        order = np.argsort(low)
+        low, nr = low[order], nr[order]
+        if np.any(low < 0):
+            raise MappingError("a P->M run that falls below mfn 0")
+        twice = np.flatnonzero(low[:-1] + nr[:-1] > low[1:])
+        if len(twice):
+            raise MappingError(f"mfn {int(low[twice[0] + 1]):#x} is in the P->M list twice")
+
+    def _columns(self) -> tuple[Ints, Ints, Ints, Ints]:
+        pfn, mfn, step, nr = (column(self.runs, name) for name in P2M_RUN.names or ())
+        return pfn, mfn, step, nr
+
+
+def _look_up(keys: Frames, start: Ints, value: Ints, step: Ints, nr: Ints) -> Frames:
+    """value + (key - start) * step in the run that holds each key, else INVALID_P2M_ENTRY."""
+    out = np.full(keys.shape, INVALID_P2M_ENTRY, np.uint64)
+    if not len(start):
+        return out
+    at = np.maximum(np.searchsorted(start.astype(np.uint64), keys, side="right") - 1, 0)
+    i = keys.astype(np.int64) - start[at]
+    inside = (i >= 0) & (i < nr[at])
+    out[inside] = (value[at] + i * step[at])[inside].astype(np.uint64)
+    return out
