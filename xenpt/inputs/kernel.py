@@ -11,12 +11,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from xenpt.abi import XENFEATURES
-from xenpt.inputs.kerneljson import EM_X86_64, kernel_fields, natural_machine
+from xenpt.errors import InputError
+from xenpt.inputs.elf import EM_X86_64, Data, Elf
+from xenpt.inputs.elfnotes import check_addresses, xen_fields
+from xenpt.inputs.files import read_file
+from xenpt.inputs.kerneljson import kernel_fields, natural_machine
+from xenpt.inputs.payload import unpack_image
+from xenpt.inputs.symbols import image_symbols, read_system_map
 
 DEFAULT_KERNEL = "debian-6.1.0-56-amd64.json"
+MAX_JSON_BYTES = 16 << 20
 Segment = tuple[int, int, int]
 Note = tuple[str, int, int | str | tuple[int, ...]]
 
@@ -36,9 +44,10 @@ class Kernel:
     :ivar entry: virtual address where the kernel starts
     :ivar paddr: [start, end) of the loadable segments by p_paddr and p_memsz
     :ivar segments: (paddr, filesz, memsz) of each loadable segment, in file order
-    :ivar symbols: name -> virtual address, or None without any. `_brk_end` is not the address of
-        that variable but its *value* once setup_arch has reserved the brk area: only data that
-        was taken from a real boot has it
+    :ivar symbols: name -> virtual address, or None without any; those of
+        symbols.LINUX_SYMBOLS that the image or a System.map has. `_brk_end` is not the address
+        of that variable but its *value* once setup_arch has reserved the brk area: only data
+        that was taken from a real boot has it
     :ivar init_p2m: INIT_P2M, or None if absent
     :ivar mod_start_pfn: the kernel takes its initrd unmapped (MOD_START_PFN is not 0)
     :ivar features: the FEATURES text, or None if absent
@@ -108,3 +117,58 @@ def default_kernel() -> Kernel:
     """Facts of Debian's linux-image-6.1.0-56-amd64, shipped with the package."""
     text = resources.files("xenpt").joinpath("data", DEFAULT_KERNEL).read_text("utf-8")
     return Kernel.from_dict(json.loads(text), source=DEFAULT_KERNEL)
+
+
+def read_kernel(path: str | Path, *, system_map: str | Path | None = None) -> Kernel:
+    """A kernel from an ELF file, a bzImage, or the JSON that `xenpt kernel --json` prints.
+
+    :param system_map: System.map of the same kernel, if the image has no symbols (a bzImage)
+    :raises InputError: not such a file, or one that libelf would refuse
+    :raises MissingCodecError: the payload needs a package that is not installed
+    """
+    kernel = kernel_from_bytes(read_file(path), path)
+    return kernel if system_map is None else with_system_map(kernel, system_map)
+
+
+def kernel_from_bytes(data: Data, source: object) -> Kernel:
+    """What read_kernel does with a file's contents; `source` is its name for messages."""
+    if data[:64].lstrip().startswith(b"{"):
+        return _from_json(data, source)
+    image, payload = unpack_image(data, source)
+    if payload not in (None, "none"):
+        source = f"{source} ({payload} payload)"
+    elf = Elf(image, source)
+    fields = xen_fields(elf)
+    check_addresses(fields, source)
+    return Kernel(
+        bits=elf.bits,
+        symbols=image_symbols(elf),
+        payload=payload,
+        machine=elf.machine,
+        big_endian=elf.big_endian,
+        **fields,
+    )
+
+
+def with_system_map(kernel: Kernel, path: str | Path) -> Kernel:
+    """The kernel with the symbols of a System.map.
+
+    :raises InputError: not a System.map, or that of a kernel that lies elsewhere
+    """
+    symbols = read_system_map(path)
+    if not kernel.virt_kstart <= symbols["_text"] < kernel.virt_kend:
+        raise InputError(path, f"of another kernel: _text {symbols['_text']:#x} is not in it")
+    for name, vaddr in symbols.items():
+        if (kernel.symbols or {}).get(name, vaddr) != vaddr:
+            raise InputError(path, f"of another kernel: {name} is {vaddr:#x} here")
+    return dataclasses.replace(kernel, symbols={**(kernel.symbols or {}), **symbols})
+
+
+def _from_json(data: Data, source: object) -> Kernel:
+    if len(data) > MAX_JSON_BYTES:
+        raise InputError(source, f"JSON of more than {MAX_JSON_BYTES >> 20} MiB")
+    try:
+        facts = json.loads(bytes(data[:]))
+    except (ValueError, RecursionError) as error:
+        raise InputError(source, f"not JSON: {error}") from None
+    return Kernel.from_dict(facts, source=source)

@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from xenpt.errors import InputError
+from xenpt.inputs.elf import EM_386, EM_X86_64
 from xenpt.inputs.elfnotes import check_addresses
 
-EM_386, EM_X86_64 = 3, 62  # ELF gABI e_machine
 PAE_MODES = ("no", "yes", "extcr3", "bimodal")
 REMARK = "source"  # a key that says where a data file is from; not a fact of the kernel
 _WORD = 1 << 64
