@@ -6,7 +6,8 @@ Usage: python tools/import_golden.py SOURCE [DESTINATION]
 
 SOURCE holds what a harvest of real boots wrote, in any of these folders:
 
-- ``oracle/``, ``domu/``: per case ``NAME.json`` (facts), ``NAME.npz`` (dumps), ``NAME.txt.xz`` (log)
+- ``oracle/``, ``domu/``: per case ``NAME.json`` (facts), ``NAME.npz`` (dumps),
+  ``NAME.txt.xz`` (log)
 - ``boot-logs/*.jsonl``: records of public logs
 - ``logs-large/*.log.xz``: full serial logs
 - ``icount/*.txt``: lines of logs whose clock counts instructions

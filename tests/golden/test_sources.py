@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The golden data itself: every file has its source, the whole stays small, and the loader reads it."""
+"""The golden data: every file has its source, the whole stays small, the loader reads it."""
 
 import re
 

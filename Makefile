@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# Everything happens in .venv; nothing is installed outside of it. `make help` lists the targets.
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP = $(VENV)/bin/python -m pip --quiet --disable-pip-version-check
+BUILD_INPUTS = setup.py pyproject.toml $(wildcard xenpt/*.pyx xenpt/*.pxd xenpt/*.pxi xenpt/*.h)
+# An install with more extras serves the targets that need fewer; so each touches the lesser stamps.
+RUN_READY = $(VENV)/ready-run
+TEST_READY = $(VENV)/ready-test
+CHECK_READY = $(VENV)/ready-check
+
+.PHONY: help run test check lint types hints bench clean
+
+help:
+	@echo 'make run     build into $(VENV) and run the main job: the bare command xenpt'
+	@echo 'make test    run all tests, and every benchmark once, untimed'
+	@echo 'make check   ruff, cython-lint, mypy, stubtest and a build without performance hints'
+	@echo 'make bench   run the benchmarks'
+	@echo 'make clean   remove $(VENV) and everything that was built'
+
+run: $(RUN_READY)
+	@$(VENV)/bin/xenpt
+
+test: $(TEST_READY)
+	$(VENV)/bin/python -m pytest tests benchmarks --benchmark-disable
+
+check: lint types hints
+
+lint: $(CHECK_READY)
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	PATH="$(abspath $(VENV))/bin:$$PATH" cython-lint xenpt
+
+types: $(CHECK_READY)
+	$(VENV)/bin/mypy
+	$(VENV)/bin/stubtest --concise xenpt._core
+
+# setup.py --name runs cythonize() and no compiler: what it prints are hints and warnings.
+hints: $(CHECK_READY)
+	@said=$$(XENPT_BUILD=release $(VENV)/bin/python setup.py --name 2>&1); \
+	case "$$said" in \
+	*'performance hint'*|*'warning:'*) echo "$$said"; exit 1;; \
+	*) echo 'cythonize: no performance hints, no warnings';; \
+	esac
+
+bench: $(TEST_READY)
+	$(VENV)/bin/python -m pytest benchmarks --benchmark-only
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -f xenpt/_core.c xenpt/_core.html xenpt/*.so
+	find xenpt tests benchmarks tools -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/bin/python:
+	@sh tools/preflight.sh "$(PYTHON)"
+	@echo 'Setting up $(VENV) (once) ...'
+	@"$(PYTHON)" -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+
+$(RUN_READY): $(BUILD_INPUTS) | $(VENV)/bin/python
+	$(PIP) install --editable .
+	@touch $(RUN_READY)
+
+$(TEST_READY): $(BUILD_INPUTS) | $(VENV)/bin/python
+	$(PIP) install --editable '.[test]'
+	@touch $(RUN_READY) $(TEST_READY)
+
+$(CHECK_READY): $(BUILD_INPUTS) | $(VENV)/bin/python
+	$(PIP) install --editable '.[check]'
+	@touch $(RUN_READY) $(TEST_READY) $(CHECK_READY)
