@@ -129,26 +129,27 @@ SIF_MOD_START_PFN: Final = 1 << 3
 SIF_VIRT_P2M_4TOOLS: Final = 1 << 4
 SIF_PM_SHIFT: Final = 8
 
+_START_INFO_FIELDS: Final = [
+    "magic",
+    "nr_pages",
+    "shared_info",
+    "flags",
+    "store_mfn",
+    "store_evtchn",
+    "console_info_off",
+    "console_info_size",
+    "pt_base",
+    "nr_pt_frames",
+    "mfn_list",
+    "mod_start",
+    "mod_len",
+    "cmd_line",
+    "first_p2m_pfn",
+    "nr_p2m_frames",
+]
 START_INFO_64: Final = np.dtype(
     {
-        "names": [
-            "magic",
-            "nr_pages",
-            "shared_info",
-            "flags",
-            "store_mfn",
-            "store_evtchn",
-            "console_info_off",
-            "console_info_size",
-            "pt_base",
-            "nr_pt_frames",
-            "mfn_list",
-            "mod_start",
-            "mod_len",
-            "cmd_line",
-            "first_p2m_pfn",
-            "nr_p2m_frames",
-        ],
+        "names": _START_INFO_FIELDS,
         "formats": [
             "S32", "<u8", "<u8", "<u4", "<u8", "<u4", "<u4", "<u4",
             "<u8", "<u8", "<u8", "<u8", "<u8", "S1024", "<u8", "<u8",
@@ -159,7 +160,7 @@ START_INFO_64: Final = np.dtype(
 )  # fmt: skip
 START_INFO_32: Final = np.dtype(
     {
-        "names": START_INFO_64.names,
+        "names": _START_INFO_FIELDS,
         "formats": [
             "S32", "<u4", "<u4", "<u4", "<u4", "<u4", "<u4", "<u4",
             "<u4", "<u4", "<u4", "<u4", "<u4", "S1024", "<u4", "<u4",

@@ -47,6 +47,6 @@ class Cost:
 
     def as_dict(self) -> dict[str, Any]:
         """The counts as JSON-ready data; `hypercalls` is the sum of `by_type`."""
-        return {"hypercalls": self.hypercalls} | {f.name: getattr(self, f.name) for f in fields(self)}
-
-
+        return {"hypercalls": self.hypercalls} | {
+            f.name: getattr(self, f.name) for f in fields(self)
+        }
