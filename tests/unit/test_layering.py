@@ -18,7 +18,7 @@ ROWS = (
     ("errors", "abi", "units", "cost"),
     ("_core", "_reference"),
     ("inputs", "inputs.*"),
-    ("plan", "eras"),
+    ("plan", "arrangement", "dom0size", "eras", "layout", "listshape", "panics"),
     ("extents", "image", "engine"),
     ("xen", "xen.*"),
     ("linux", "linux.*"),

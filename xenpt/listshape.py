@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How many leaves and tables Xen's dom0 builder needs for a P->M list outside the initial mapping.
+
+Closed form of setup_pv_physmap() in xen/arch/x86/pv/dom0_build.c, which goes page by page: a leaf
+of 1 GiB or 2 MiB wherever one is aligned and fits, else 4 KiB, and a table when first needed.
+"""
+
+from dataclasses import dataclass
+
+from xenpt.abi import PAGE_SHIFT, PAGE_SIZE, TABLE_SHIFT, round_down, round_up
+
+L2_SHIFT, L3_SHIFT, L4_SHIFT = (PAGE_SHIFT + TABLE_SHIFT * level for level in (1, 2, 3))
+L2_SIZE, L3_SIZE, L4_SIZE = 1 << L2_SHIFT, 1 << L3_SHIFT, 1 << L4_SHIFT
+
+Range = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ListShape:
+    """Leaves of each size and table pages of each level. All fields are counts."""
+
+    leaves_4k: int
+    leaves_2m: int
+    leaves_1g: int
+    tables_l1: int
+    tables_l2: int
+    tables_l3: int
+
+    @property
+    def nr_tables(self) -> int:
+        """Table pages of all levels."""
+        return self.tables_l1 + self.tables_l2 + self.tables_l3
+
+    @property
+    def nr_data_pages(self) -> int:
+        """Pages of 4 KiB that the list itself takes."""
+        return self.leaves_4k + (self.leaves_2m << 9) + (self.leaves_1g << 18)
+
+    @property
+    def nr_frames(self) -> int:
+        """start_info.nr_p2m_frames: data and table pages."""
+        return self.nr_data_pages + self.nr_tables
+
+
+def list_shape(start: int, end: int, *, leaf: str = "1g", mapped: Range = (0, 0)) -> ListShape:
+    """Shape of a list at virtual addresses [start, end), which need not be page-aligned.
+
+    An unaligned start spends its slots on 4 KiB pages: the walk tests the address as it is and
+    masks it only after the first page (SPEC B14).
+
+    :param leaf: largest leaf, "4k", "2m" or "1g"
+    :param mapped: what the initial mapping covers; its tables are there already
+    """
+    if end <= start:
+        return ListShape(0, 0, 0, 0, 0, 0)
+    nr_pages = (round_up(end, PAGE_SIZE) - round_down(start, PAGE_SIZE)) >> PAGE_SHIFT
+    huge = _whole_slots(start, end, L3_SHIFT) if leaf == "1g" else (0, 0)
+    large = _whole_slots(start, end, L2_SHIFT) if leaf != "4k" else (0, 0)
+    nr_1g = huge[1] - huge[0]
+    nr_2m = large[1] - large[0] - (nr_1g << TABLE_SHIFT)
+    return ListShape(
+        leaves_4k=nr_pages - (nr_2m << TABLE_SHIFT) - (nr_1g << 2 * TABLE_SHIFT),
+        leaves_2m=nr_2m,
+        leaves_1g=nr_1g,
+        tables_l1=_new_tables(start, end, L2_SHIFT, mapped) - nr_2m - (nr_1g << TABLE_SHIFT),
+        tables_l2=_new_tables(start, end, L3_SHIFT, mapped) - nr_1g,
+        tables_l3=_new_tables(start, end, L4_SHIFT, mapped),
+    )
+
+
+def last_leaf_start(start: int, end: int, *, leaf: str = "1g") -> int:
+    """Where the last leaf of the list [start, end) begins; `start` if it is the only one."""
+    last_page = max(start, round_up(end, PAGE_SIZE) - PAGE_SIZE)
+    sizes = {"1g": (L3_SHIFT, L2_SHIFT), "2m": (L2_SHIFT,), "4k": ()}[leaf]
+    for shift in sizes:
+        first, behind = _whole_slots(start, end, shift)
+        if first <= last_page >> shift < behind:
+            return last_page >> shift << shift
+    return last_page
+
+
+def _whole_slots(start: int, end: int, shift: int) -> Range:
+    """Slots of 2**shift bytes that lie wholly in [start, end), as numbers [first, behind)."""
+    first = round_up(start, 1 << shift) >> shift
+    return first, max(first, end >> shift)
+
+
+def _touched_slots(start: int, end: int, shift: int) -> Range:
+    return start >> shift, round_up(end, 1 << shift) >> shift
+
+
+def _new_tables(start: int, end: int, shift: int, mapped: Range) -> int:
+    """Slots of 2**shift bytes that [start, end) touches and `mapped` does not."""
+    first, behind = _touched_slots(start, end, shift)
+    if mapped[0] >= mapped[1]:
+        return behind - first
+    there_first, there_behind = _touched_slots(*mapped, shift)
+    return behind - first - max(0, min(behind, there_behind) - max(first, there_first))
