@@ -10,12 +10,13 @@ RUN_READY = $(VENV)/ready-run
 TEST_READY = $(VENV)/ready-test
 CHECK_READY = $(VENV)/ready-check
 
-.PHONY: help run test check lint types hints bench clean
+.PHONY: help run test check lint types hints debug asan ubsan bench clean
 
 help:
 	@echo 'make run     build into $(VENV) and run the main job: the bare command xenpt'
 	@echo 'make test    run all tests, and every benchmark once, untimed'
 	@echo 'make check   ruff, cython-lint, mypy, stubtest and a build without performance hints'
+	@echo 'make debug   all tests on a build with bounds checks; make asan, make ubsan: with sanitizers'
 	@echo 'make bench   run the benchmarks'
 	@echo 'make clean   remove $(VENV) and everything that was built'
 
@@ -23,7 +24,7 @@ run: $(RUN_READY)
 	@$(VENV)/bin/xenpt
 
 test: $(TEST_READY)
-	$(VENV)/bin/python -m pytest tests benchmarks --benchmark-disable
+	$(VENV)/bin/python -m pytest tests $(wildcard benchmarks) --benchmark-disable
 
 check: lint types hints
 
@@ -43,6 +44,13 @@ hints: $(CHECK_READY)
 	*'performance hint'*|*'warning:'*) echo "$$said"; exit 1;; \
 	*) echo 'cythonize: no performance hints, no warnings';; \
 	esac
+
+# The package built once more in another mode, beside the release build, and all tests run on it.
+PRELOAD_asan = LD_PRELOAD=$$(gcc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0
+PRELOAD_ubsan = LD_PRELOAD=$$(gcc -print-file-name=libubsan.so)
+debug asan ubsan: $(CHECK_READY)
+	XENPT_BUILD=$@ $(VENV)/bin/python setup.py --quiet build --build-base build/$@ --build-lib build/$@/lib
+	$(PRELOAD_$@) PYTHONPATH=build/$@/lib $(VENV)/bin/pytest tests $(wildcard benchmarks) --benchmark-disable
 
 bench: $(TEST_READY)
 	$(VENV)/bin/python -m pytest benchmarks --benchmark-only

@@ -38,6 +38,9 @@ setup(
             )
         ],
         force=os.environ.get("XENPT_BUILD") is not None,
+        # The C file of one mode must not be taken for that of another; coverage wants its beside
+        # the source.
+        build_dir=None if mode == "trace" else f"build/cython-{mode}",
         show_all_warnings=False,
         compiler_directives={
             "language_level": 3,
