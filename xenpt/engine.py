@@ -13,6 +13,7 @@ import numpy.typing as npt
 from xenpt.abi import ENTRIES, LEVELS, PAGE_SHIFT, PTE_RW, TABLE_PROT, TABLE_SHIFT
 from xenpt.errors import MappingError
 from xenpt.extents import (
+    EMPTY,
     Ints,
     Mapping,
     Runs,
@@ -34,7 +35,7 @@ Ranges = Sequence[tuple[int, int]] | npt.NDArray[np.int64]
 # --- Map -----------------------------------------------------------------------------------------
 
 
-def map_on_demand(leaves: Runs, first_pfn: int, *, top: int = 3) -> Mapping:
+def map_on_demand(leaves: Runs, first_pfn: int, *, top: int = 3, existing: Runs = EMPTY) -> Mapping:
     """Give frames to leaves and their tables in the order in which Xen allocates on demand.
 
     Walking up the addresses, each missing table is taken right before what it maps (level `top`
@@ -42,12 +43,17 @@ def map_on_demand(leaves: Runs, first_pfn: int, *, top: int = 3) -> Mapping:
 
     :param leaves: RUN array sorted by vpn; its pfn column is ignored, each leaf is contiguous
     :param top: level of the highest table to allocate, 3 below an existing root
+    :param existing: tables that are there already, and are used instead of new ones
     :raises MappingError: leaves that overlap, are misaligned or unsorted
 
     Models setup_pv_physmap() in xen/arch/x86/pv/dom0_build.c (SPEC B9, golden rule 11).
     """
     pieces = split_at_tables(leaves)
     new = _new_tables(pieces, top)
+    there = expand(existing, tables=True)
+    for level in range(1, top + 1):
+        held = column(there, "vpn")[there["level"] == level]
+        new[level - 1] &= ~np.isin(_table_vpn(column(pieces, "vpn"), level), held)
     pages = column(pieces, "nr") * entry_pages(column(pieces, "level"))
     before = new.sum(axis=0)
     pieces["step"] = entry_pages(column(pieces, "level"))

@@ -53,19 +53,40 @@ def list_shape(start: int, end: int, *, leaf: str = "1g", mapped: Range = (0, 0)
     """
     if end <= start:
         return ListShape(0, 0, 0, 0, 0, 0)
-    nr_pages = (round_up(end, PAGE_SIZE) - round_down(start, PAGE_SIZE)) >> PAGE_SHIFT
-    huge = _whole_slots(start, end, L3_SHIFT) if leaf == "1g" else (0, 0)
-    large = _whole_slots(start, end, L2_SHIFT) if leaf != "4k" else (0, 0)
-    nr_1g = huge[1] - huge[0]
-    nr_2m = large[1] - large[0] - (nr_1g << TABLE_SHIFT)
+    nr_4k, nr_2m, nr_1g = (
+        sum(nr for of, _, nr in leaf_runs(start, end, leaf=leaf) if of == level)
+        for level in (1, 2, 3)
+    )
     return ListShape(
-        leaves_4k=nr_pages - (nr_2m << TABLE_SHIFT) - (nr_1g << 2 * TABLE_SHIFT),
+        leaves_4k=nr_4k,
         leaves_2m=nr_2m,
         leaves_1g=nr_1g,
         tables_l1=_new_tables(start, end, L2_SHIFT, mapped) - nr_2m - (nr_1g << TABLE_SHIFT),
         tables_l2=_new_tables(start, end, L3_SHIFT, mapped) - nr_1g,
         tables_l3=_new_tables(start, end, L4_SHIFT, mapped),
     )
+
+
+def leaf_runs(start: int, end: int, *, leaf: str = "1g") -> list[tuple[int, int, int]]:
+    """The leaves of a list at [start, end): (level, first virtual address, count), upwards."""
+    low, high = round_down(start, PAGE_SIZE), round_up(end, PAGE_SIZE)
+    large = _whole_slots(start, end, L2_SHIFT) if leaf != "4k" else (0, 0)
+    huge = _whole_slots(start, end, L3_SHIFT) if leaf == "1g" else (0, 0)
+    if large[0] == large[1]:
+        return [(1, low, (high - low) >> PAGE_SHIFT)]
+    large_low, large_high = large[0] << L2_SHIFT, large[1] << L2_SHIFT
+    if huge[0] == huge[1]:
+        huge_low = huge_high = large_high
+    else:
+        huge_low, huge_high = huge[0] << L3_SHIFT, huge[1] << L3_SHIFT
+    runs = [
+        (1, low, (large_low - low) >> PAGE_SHIFT),
+        (2, large_low, (huge_low - large_low) >> L2_SHIFT),
+        (3, huge_low, (huge_high - huge_low) >> L3_SHIFT),
+        (2, huge_high, (large_high - huge_high) >> L2_SHIFT),
+        (1, large_high, (high - large_high) >> PAGE_SHIFT),
+    ]
+    return [run for run in runs if run[2]]
 
 
 def last_leaf_start(start: int, end: int, *, leaf: str = "1g") -> int:
