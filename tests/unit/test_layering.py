@@ -85,6 +85,14 @@ def test_every_module_has_a_row(module):
     row_of(module)
 
 
+@pytest.mark.parametrize("module", sorted(SOURCES))
+def test_contributing_says_what_a_module_is_for(module):
+    text = (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(?:xenpt/)?([\w./]+)`", text))
+    first, *rest = SOURCES[module].relative_to(PACKAGE).parts
+    assert (f"{first}/" if rest else first) in named
+
+
 @pytest.mark.parametrize("module", sorted(PYTHON_SOURCES))
 def test_module_imports_only_from_rows_above_or_its_own(module):
     below = {name for name in own_imports(module) if row_of(name) > row_of(module)}
