@@ -355,8 +355,8 @@ def _before_first_gap(pieces: Runs) -> npt.NDArray[np.bool_]:
     first = np.append(True, number[1:] != number[:-1]) if len(pieces) else np.empty(0, bool)
     at_table = np.maximum.accumulate(np.where(first, before, 0))
     in_table = column(pieces, "vpn") & (ENTRIES - 1)
-    large: npt.NDArray[np.bool_] = pieces["level"] != 1
-    return large | (in_table == before - at_table)
+    met: npt.NDArray[np.bool_] = (pieces["level"] != 1) | (in_table == before - at_table)
+    return met
 
 
 def _free_events(pieces: Runs, tables: Runs) -> npt.NDArray[np.void]:
