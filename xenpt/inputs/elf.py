@@ -20,6 +20,7 @@ PF_RWX = 7
 SHT_SYMTAB, SHT_NOTE, SHT_NOBITS = 2, 7, 8
 STB_GLOBAL = 1
 _IDENT_BYTES = 16
+_MAX_NAME_BYTES = 64  # longer names are cut off: a table without NULs must not be copied per name
 
 Data = bytes | bytearray | mmap
 
@@ -105,7 +106,11 @@ class Elf:
         ]
         self._section_rows = list(
             self._table(
-                shoff, self.section_header_bytes, shnum, self._layout.section, "section header"
+                shoff,
+                self.section_header_bytes,
+                shnum,
+                self._layout.section,
+                "section header",
             )
         )
 
@@ -120,7 +125,8 @@ class Elf:
         """
         if offset + size > len(self.data):
             raise self.error(
-                f"{what} ends at {offset + size:#x}, the file at {len(self.data):#x}", offset
+                f"{what} ends at {offset + size:#x}, the file at {len(self.data):#x}",
+                offset,
             )
         return bytes(self.data[offset : offset + size])
 
@@ -148,7 +154,10 @@ class Elf:
             offset, size = rows[self._shstrndx][4:6]
             names = bytes(self.data[offset : offset + size])
         return [
-            Section(_name_at(names, row[0]), row[1], row[3], row[4], row[5], row[6]) for row in rows
+            Section(
+                _name_at(names, row[0]).decode("latin-1"), row[1], row[3], row[4], row[5], row[6]
+            )
+            for row in rows
         ]
 
     def section(self, name: str) -> Section | None:
@@ -189,12 +198,13 @@ class Elf:
         table = next((s for s in self.sections if s.type == SHT_SYMTAB), None)
         if table is None or not table.link < len(self.sections):
             return {}
-        wanted = _offsets_of(names, self.contents(self.sections[table.link]))
+        strings = self.contents(self.sections[table.link])
+        wanted = {name.encode(): name for name in names}
         form = struct.Struct(self._order + self._layout.symbol)
         raw = self.contents(table)
         found: dict[str, int] = {}
         for row in form.iter_unpack(raw[: len(raw) // form.size * form.size]):
-            name = wanted.get(row[0])
+            name = wanted.get(_name_at(strings, row[0]))
             if name is None:
                 continue
             info, shndx, value = (
@@ -232,17 +242,6 @@ class Elf:
         return Segment(kind, flags, offset, vaddr, paddr, filesz, memsz)
 
 
-def _name_at(names: bytes, offset: int) -> str:
-    return names[offset : names.find(0, offset) % (len(names) + 1)].decode("latin-1")
-
-
-def _offsets_of(names: Iterable[str], strings: bytes) -> dict[int, str]:
-    """Every place of a string table where one of the names starts, as the tail of another, too."""
-    offsets = {}
-    for name in names:
-        text = name.encode() + b"\0"
-        at = strings.find(text)
-        while at >= 0:
-            offsets[at] = name
-            at = strings.find(text, at + 1)
-    return offsets
+def _name_at(names: bytes, offset: int) -> bytes:
+    """The start of the name at that offset of a string table, NUL or cut off at the limit."""
+    return names[offset : offset + _MAX_NAME_BYTES].split(b"\0", 1)[0]

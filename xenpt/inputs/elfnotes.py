@@ -6,7 +6,7 @@ elf_xen_note_check, elf_xen_addr_calc_check of libelf-dominfo.c.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from xenpt.abi import (
@@ -24,6 +24,7 @@ XenNote = tuple[str, int, int | str | tuple[int, ...]]
 
 MAX_NOTES = 65536  # of any owner, in one image (ELF_MAX_TOTAL_NOTE_COUNT)
 MAX_TEXT_BYTES = 4096  # ELF_MAX_STRING_LENGTH
+MAX_WORDS_BYTES = 64  # of a note that is neither text nor number; real ones have 16 at most
 LEGACY_SECTION = "__xen_guest"
 _NUMBER_BYTES = (1, 2, 4, 8)
 _WORD = 1 << 64
@@ -94,7 +95,10 @@ def _xen_notes(elf: Elf) -> list[XenNote]:
     # Some binutils leave p_offset of a note segment at 0.
     areas = [(s.offset, s.filesz) for s in elf.segments if s.type == PT_NOTE and s.offset]
     left = MAX_NOTES
-    for candidates in (areas, [(s.offset, s.size) for s in elf.sections if s.type == SHT_NOTE]):
+    for candidates in (
+        areas,
+        [(s.offset, s.size) for s in elf.sections if s.type == SHT_NOTE],
+    ):
         notes = []
         for offset, size in candidates:
             for note in elf.notes(offset, size):
@@ -114,12 +118,13 @@ def _decode(elf: Elf, note: Note) -> XenNote:
     if note.type in XEN_ELFNOTE_STRINGS:
         text = elf.text_at(note.desc_offset, MAX_TEXT_BYTES, f"text of note {name}")
         return name, note.desc_bytes, text
-    raw = elf.bytes_at(note.desc_offset, note.desc_bytes, f"note {name}")
-    if len(raw) in _NUMBER_BYTES:
-        return name, len(raw), elf.number(raw)
-    step = next(step for step in (8, 4, 1) if len(raw) % step == 0)
+    nr_bytes = note.desc_bytes
+    raw = elf.bytes_at(note.desc_offset, min(nr_bytes, MAX_WORDS_BYTES), f"note {name}")
+    if nr_bytes in _NUMBER_BYTES:
+        return name, nr_bytes, elf.number(raw)
+    step = next(step for step in (8, 4, 1) if nr_bytes % step == 0)
     words = tuple(elf.number(raw[at : at + step]) for at in range(0, len(raw), step))
-    return name, len(raw), words
+    return name, nr_bytes, words
 
 
 def _note_values(notes: list[XenNote]) -> dict[str, Any]:
@@ -184,15 +189,10 @@ def _c_number(text: str) -> int:
     return number % _WORD
 
 
-def required_features(features: str) -> Iterator[str]:
-    """The names in a FEATURES text that the kernel cannot do without."""
-    return (name[1:] for name in features.split("|") if name.startswith("!"))
-
-
 def _check_features(asked: Mapping[str, Any], elf: Elf) -> None:
-    for name in required_features(asked.get("FEATURES", "")):
-        if name not in XENFEATURES:
-            raise elf.error(f"FEATURES: unknown required feature {name!r}")
+    for name in asked.get("FEATURES", "").split("|"):
+        if name.startswith("!") and name[1:] not in XENFEATURES:
+            raise elf.error(f"FEATURES: unknown required feature {name[1:]!r}")
 
 
 def _check_builder(asked: Mapping[str, Any], elf: Elf) -> None:

@@ -87,6 +87,7 @@ def _word(value: object) -> int:
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r} is not a string")
+    value.encode()  # a lone surrogate could not be printed
     return value
 
 

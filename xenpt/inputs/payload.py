@@ -35,12 +35,13 @@ _LZO_HAS_FILTER = 0x800
 class _Decoder(Protocol):
     """What bz2, lzma and zstd have in common."""
 
-    eof: bool
+    @property
+    def eof(self) -> bool: ...
 
     @property
     def needs_input(self) -> bool: ...
 
-    def decompress(self, data: bytes, max_length: int) -> bytes: ...
+    def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
 
 
 def unpack_image(data: Data, source: object) -> tuple[Data, str | None]:
@@ -61,13 +62,19 @@ def unpack_image(data: Data, source: object) -> tuple[Data, str | None]:
             return _decoded(decode, payload, name, source, offset), name
     if offset:
         raise InputError(
-            source, f"unknown compression, payload starts {payload[:6].hex()}", offset=offset
+            source,
+            f"unknown compression, payload starts {payload[:6].hex()}",
+            offset=offset,
         )
     raise InputError(source, "not a kernel image: neither ELF nor bzImage")
 
 
 def _decoded(
-    decode: Callable[[bytes], bytearray], payload: bytes, name: str, source: object, offset: int
+    decode: Callable[[bytes], bytearray],
+    payload: bytes,
+    name: str,
+    source: object,
+    offset: int,
 ) -> bytearray:
     try:
         return decode(payload)
@@ -128,7 +135,9 @@ def _grow(output: bytearray, piece: bytes) -> None:
 
 
 def _drain(
-    decoder: _Decoder, payload: bytes, errors: type[Exception] | tuple[type[Exception], ...]
+    decoder: _Decoder,
+    payload: bytes,
+    errors: type[Exception] | tuple[type[Exception], ...],
 ) -> bytearray:
     """All output of a decoder, a step at a time; what follows the stream is left alone.
 
