@@ -1,1 +1,52 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
+"""Build, boot and tear down the page tables of a Xen PV guest of any size.
+
+The names below are all that most users need. Each is imported when it is first used, so that
+`import xenpt` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from xenpt.cost import Cost
+    from xenpt.inputs.config import Guest, Host
+    from xenpt.inputs.kernel import Kernel, default_kernel, read_kernel
+    from xenpt.plan import Plan, plan_dom0
+    from xenpt.units import pages, sizes
+
+    __version__: str
+
+__all__ = [
+    "Cost", "Guest", "Host", "Kernel", "Plan", "__version__", "default_kernel", "pages",
+    "plan_dom0", "read_kernel", "sizes",
+]  # fmt: skip
+_HOMES = {
+    "Cost": "cost",
+    "Guest": "inputs.config",
+    "Host": "inputs.config",
+    "Kernel": "inputs.kernel",
+    "Plan": "plan",
+    "default_kernel": "inputs.kernel",
+    "pages": "units",
+    "plan_dom0": "plan",
+    "read_kernel": "inputs.kernel",
+    "sizes": "units",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("xenpt")
+        except PackageNotFoundError:
+            return "(not installed)"
+    if name not in _HOMES:
+        raise AttributeError(f"module 'xenpt' has no attribute {name!r}")
+    return getattr(import_module(f"xenpt.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -53,3 +53,25 @@ class EntryError(XenptError, ValueError):
 
 class MappingError(XenptError, ValueError):
     """Extents that overlap, are unsorted or leave the address space."""
+
+
+class OutputError(XenptError):
+    """A result could not be written; a file that was there before is as it was.
+
+    :ivar target: name of the file, or "standard output"
+    """
+
+    def __init__(self, target: str, reason: str) -> None:
+        self.target, self.reason = target, reason
+        super().__init__(f"{target}: {reason}")
+
+
+class StoppedError(BaseException):
+    """A signal asked to stop; like KeyboardInterrupt, it is no Exception.
+
+    :ivar number: of the signal
+    """
+
+    def __init__(self, number: int, name: str) -> None:
+        self.number = number
+        super().__init__(f"stopped by {name}")

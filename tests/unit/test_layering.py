@@ -24,7 +24,7 @@ ROWS = (
     ("linux", "linux.*"),
     ("explain", "capacity", "sweep"),
     ("",),  # xenpt/__init__.py: the names that a user imports
-    ("report", "cli", "__main__"),
+    ("output", "report", "texts", "answers", "cli", "__main__"),
 )
 PRINTING_ROWS = {9}
 CORE_DEPENDENCIES = {"numpy", "rich"}

@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The command line: options in, one answer out, and an exit status.
+
+0: yes, or done; 1: the answer is no; 2: bad usage, unreadable input, or output that cannot be
+written. What computes the answers is imported only when one is asked for, so that `--help` is
+quick.
+"""
+
+import argparse
+import contextlib
+import json
+import operator
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn, TextIO
+
+from xenpt import output
+from xenpt.errors import StoppedError, UsageError, XenptError
+from xenpt.report import coloured, plain
+
+#: The commands, by the question that they answer.
+QUESTIONS = {
+    "Will it boot?": {
+        "plan": "where will everything be? prints Xen's own arrangement block",
+    },
+    "What is in this file?": {
+        "kernel": "what does this kernel ask of Xen? (ELF or bzImage)",
+    },
+}
+ABOUT = """\
+Build, boot and tear down the page tables of a Xen PV guest of any size.
+"""
+NOTES = """\
+sizes: 600G, 2TiB, 1234567K, 1.5T, 0x40000000 (bytes); K M G T P are powers of two
+exit status: 0 yes or done; 1 the answer is no (a panic); 2 bad usage or unreadable input
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status; without `arguments`, those of the process."""
+    try:
+        with output.stop_signals():
+            return run(sys.argv[1:] if arguments is None else arguments)
+    except XenptError as error:
+        output.complain(str(error))
+    except MemoryError:
+        output.complain("not enough memory for this")
+    except StoppedError as stopped:
+        output.complain(str(stopped))
+        if arguments is None:
+            output.end_by_signal(stopped.number)
+        return 128 + stopped.number
+    except SystemExit:  # argparse, after --help or --version
+        return 0
+    return 2
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Like `main`, but every failure is an exception.
+
+    :raises XenptError: bad usage, unreadable input, output that cannot be written
+    :raises StoppedError: a signal
+    """
+    whole = parser()
+    options = whole.parse_args(_joined(arguments))
+    if options.command is None:
+        output.write(whole.format_help())
+        return 0
+    from xenpt import answers
+
+    with _warnings_as_lines(quiet=options.quiet):
+        answer = getattr(answers, options.command)(options)
+    path = None if options.output == "-" else options.output
+    if options.json:
+        text = json.dumps(answer.data, indent=2, default=operator.index) + "\n"
+    elif path is None and sys.stdout is not None and sys.stdout.isatty():
+        text = coloured(answer.report)
+    else:
+        text = plain(answer.report)
+    output.write(text, path)
+    return int(answer.status)
+
+
+@contextlib.contextmanager
+def _warnings_as_lines(*, quiet: bool) -> Iterator[None]:
+    """What was understood, but perhaps not as meant, is one line on standard error."""
+    from xenpt.units import SizeWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", SizeWarning)
+        show_other = warnings.showwarning
+
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if not issubclass(category, SizeWarning):
+                show_other(message, category, filename, lineno, file, line)
+            elif not quiet:
+                output.complain(f"warning: {message}")
+
+        warnings.showwarning = show
+        yield
+
+
+def _joined(arguments: Sequence[str]) -> list[str]:
+    """`--dom0-mem -256M` as one argument: argparse would take the amount for an option."""
+    joined: list[str] = []
+    for argument in arguments:
+        if joined and joined[-1] == "--dom0-mem":
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
+# --- The parser --------------------------------------------------------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    """Bad usage is an exception, and help goes the way of every output."""
+
+    def error(self, message: str) -> NoReturn:
+        """One line, with the way to the help."""
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+    def print_help(self, file: object = None) -> None:
+        """Write the help to standard output."""
+        del file
+        output.write(self.format_help())
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        from xenpt import __version__
+
+        output.write(f"xenpt {__version__}\n")
+        parser.exit()
+
+
+def parser() -> Parser:
+    """The whole command line. What the bare command takes may also stand before a command."""
+    whole = Parser(
+        prog="xenpt",
+        usage="xenpt [COMMAND] [MEMORY|FILE] [options]",
+        description=f"{ABOUT}\n{_list_of_commands()}",
+        epilog=NOTES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    whole.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    _add_kernel_options(whole, keep=False)
+    _add_output_options(whole, keep=False)
+    whole.set_defaults(command=None)
+    commands = whole.add_subparsers(metavar="COMMAND", help=argparse.SUPPRESS)
+    for name, question in _commands().items():
+        argument = "FILE" if name == "kernel" else "MEMORY"
+        command = commands.add_parser(
+            name,
+            prog=f"xenpt {name}",
+            usage=f"xenpt {name} [{argument}] [options]",
+            description=question[0].upper() + question[1:],
+            epilog=NOTES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        command.set_defaults(command=name)
+        if name == "kernel":
+            command.add_argument(
+                "file",
+                metavar="FILE",
+                nargs="?",
+                help="ELF, bzImage or JSON; without it, the shipped default kernel",
+            )
+            _add_system_map(command, keep=True)
+        else:
+            command.add_argument(
+                "memory",
+                metavar="MEMORY",
+                nargs="?",
+                help="size of the guest; with --host, what dom0 asks for",
+            )
+            _add_kernel_options(command, keep=True)
+            _add_guest_options(command)
+        _add_output_options(command, keep=True)
+    return whole
+
+
+def _add_guest_options(command: Parser) -> None:
+    xen = command.add_argument_group("who builds the guest")
+    xen.add_argument("--builder", choices=("dom0",), default="dom0", help="Xen's own, for dom0")
+    xen.add_argument("--xen", metavar="VERSION", default="4.17", help="default: 4.17")
+    xen.add_argument(
+        "--p2m-leaf",
+        choices=("auto", "4k", "2m", "1g"),
+        default="auto",
+        help="largest page that maps the P->M list; auto: what the builder would use",
+    )
+    xen.add_argument("--initrd", metavar="FILE|BYTES", help="initial ramdisk, or just its length")
+    xen.add_argument("--linux", metavar="PROFILE", default="v6.1", help="v6.1 (default) or seed")
+    host = command.add_argument_group("the host")
+    host.add_argument("--host", metavar="SIZE", help="its memory")
+    host.add_argument("--dom0-mem", metavar="SPEC", help="Xen's option, instead of MEMORY")
+    host.add_argument(
+        "--e820",
+        metavar="flat|FILE",
+        default="flat",
+        help="its memory map: one RAM entry (default), or a log that has the map",
+    )
+
+
+def _add_kernel_options(command: Parser, *, keep: bool) -> None:
+    kernel = command.add_argument_group("the guest's kernel")
+    kernel.add_argument(
+        "--kernel",
+        metavar="FILE",
+        default=argparse.SUPPRESS if keep else None,
+        help="ELF, bzImage or the JSON of xenpt kernel --json; default: Debian's 6.1.0-56-amd64",
+    )
+    _add_system_map(kernel, keep=keep)
+    if keep:
+        kernel.add_argument(
+            "--no-init-p2m",
+            action="store_true",
+            help="as if it had no INIT_P2M note: the P->M list lies in the initial mapping",
+        )
+
+
+def _add_system_map(group: Any, *, keep: bool) -> None:
+    group.add_argument(
+        "--system-map",
+        metavar="FILE",
+        default=argparse.SUPPRESS if keep else None,
+        help="its symbols, where the image has none",
+    )
+
+
+def _add_output_options(command: Parser, *, keep: bool) -> None:
+    """Options of every command; `keep` what stood before the command."""
+    out = command.add_argument_group("output")
+    unset: Any = argparse.SUPPRESS if keep else None
+    flag: Any = argparse.SUPPRESS if keep else False
+    out.add_argument("--json", action="store_true", default=flag, help="one JSON object")
+    out.add_argument(
+        "-o", "--output", metavar="FILE", default=unset, help="write to FILE, whole or not at all"
+    )
+    out.add_argument("--quiet", action="store_true", default=flag, help="no warnings")
+
+
+def _commands() -> dict[str, str]:
+    return {name: text for commands in QUESTIONS.values() for name, text in commands.items()}
+
+
+def _list_of_commands() -> str:
+    lines = []
+    for question, commands in QUESTIONS.items():
+        lines.append(question)
+        lines += [f"  xenpt {name:<8} {text}" for name, text in commands.items()]
+    return "\n".join(lines)

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A report is a list of lines and tables; here it becomes text, plain or for a terminal.
+
+Plain text is ASCII of at most 96 columns, to be pasted into a mail. A terminal gets the same
+characters with some of them in colour; one that is too narrow for a table gets its rows as lists.
+"""
+
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from xenpt.output import printable
+
+WIDTH = 96
+GOOD, BAD, TITLE, NOTE = "green", "bold red", "bold", "dim"  # styles, as rich names them
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line, in one style; `text` is not wrapped."""
+
+    text: str = ""
+    style: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Columns of cells. The first `nr_left` columns are aligned to the left, the others right.
+
+    :ivar styles: of each row; empty for none
+    """
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    nr_left: int = 1
+    styles: Sequence[str] = ()
+
+    @property
+    def widths(self) -> list[int]:
+        """Characters of each column."""
+        return [max(map(len, column)) for column in zip(self.header, *self.rows, strict=True)]
+
+    def lines(self, width: int) -> Iterator[Line]:
+        """The table in lines; as a list for each row if it is wider than `width`."""
+        styles = self.styles or [""] * len(self.rows)
+        if sum(self.widths) + 2 * len(self.widths) > width:
+            for row, style in zip(self.rows, styles, strict=True):
+                yield from self._as_list(row, style)
+            return
+        yield Line(self._as_row(self.header), TITLE)
+        for row, style in zip(self.rows, styles, strict=True):
+            yield Line(self._as_row(row), style)
+
+    def _as_row(self, cells: Sequence[str]) -> str:
+        padded = [
+            cell.ljust(width) if i < self.nr_left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(cells, self.widths, strict=True))
+        ]
+        return ("  " + "  ".join(padded)).rstrip()
+
+    def _as_list(self, row: Sequence[str], style: str) -> Iterator[Line]:
+        yield Line(row[0], style or TITLE)
+        for name, cell in zip(self.header[1:], row[1:], strict=True):
+            yield Line(f"  {name}: {cell}", style)
+
+
+Report = list[Line | Table]
+
+
+def prose(text: str, style: str = "", *, indent: str = "", width: int = 78) -> Report:
+    """Lines of a sentence, wrapped for a mail; further lines begin with `indent`."""
+    wrapped = textwrap.wrap(
+        printable(text), width, subsequent_indent=indent, break_on_hyphens=False
+    )
+    return [Line(line, style) for line in wrapped]
+
+
+def lines(report: Iterable[Line | Table], width: int = WIDTH) -> Iterator[Line]:
+    """All lines of a report."""
+    for block in report:
+        if isinstance(block, Table):
+            yield from block.lines(width)
+        else:
+            yield block
+
+
+def plain(report: Iterable[Line | Table]) -> str:
+    """The report as plain text."""
+    return "".join(f"{line.text}\n" for line in lines(report))
+
+
+def coloured(report: Iterable[Line | Table]) -> str:
+    """The report for the terminal that standard output is; colours as it and NO_COLOR allow."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    with console.capture() as captured:
+        for line in lines(report, console.width):
+            console.print(Text(line.text, line.style), soft_wrap=True)
+    return captured.get()

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Answers in words: kernels, plans, boots and cleanups as reports."""
+
+from typing import Any
+
+from xenpt.abi import XENFEATURES
+from xenpt.inputs.kernel import Kernel
+from xenpt.output import printable
+from xenpt.plan import Plan
+from xenpt.report import BAD, TITLE, WIDTH, Line, Report, Table, prose
+from xenpt.units import format_address, format_pages, format_size
+
+LEAVES = {"1g": "1 GiB", "2m": "2 MiB", "4k": "4 KiB"}
+
+
+def kernel_report(kernel: Kernel, name: str) -> Report:
+    """What a kernel asks of Xen; `name` is that of its file."""
+    payload = f", {kernel.payload} payload" if kernel.payload else ""
+    facts = [
+        ("Loaded kernel", _span(kernel.virt_kstart, kernel.virt_kend)),
+        ("Entry address", format_address(kernel.entry)),
+        ("Virtual base", format_address(kernel.virt_base)),
+        ("P->M list", _list_wish(kernel)),
+        ("Initrd", "may stay unmapped" if kernel.mod_start_pfn else "mapped behind the kernel"),
+        ("Features", kernel.features or "none named"),
+        ("Supported", _supported(kernel)),
+    ]
+    if kernel.hypercall_page is not None:
+        facts.append(("Hypercall page", format_address(kernel.hypercall_page)))
+    if kernel.hv_start_low is not None:
+        facts.append(("Xen may start", format_address(kernel.hv_start_low)))
+    facts.append(("Symbols", f"{len(kernel.symbols)} known" if kernel.symbols else "none"))
+    report: Report = [Line(f"{printable(name)}: {kernel.bits}-bit kernel{payload}", TITLE)]
+    for label, value in facts:
+        report += prose(f" {label + ':':<15} {value}", indent=" " * 17)
+    report += [
+        Line(),
+        Table(
+            ("segment at paddr", "in the file", "in memory", "pages"),
+            [
+                (format_address(paddr), f"{filesz:,}", f"{memsz:,}", f"{-(-memsz // 4096):,}")
+                for paddr, filesz, memsz in kernel.segments
+            ],
+        ),
+        Line(),
+        Line("Xen notes:", TITLE),
+    ]
+    for note, _, content in kernel.notes:
+        report += prose(f" {note:<20} {_note(content)}", indent=" " * 22)
+    return report if kernel.notes else [*report[:-1], Line("Xen notes: none", TITLE)]
+
+
+def _span(start: int, end: int) -> str:
+    return f"{format_address(start)}->{format_address(end)} ({format_size(end - start)})"
+
+
+def _list_wish(kernel: Kernel) -> str:
+    if kernel.init_p2m is None:
+        return "inside the initial mapping (no INIT_P2M)"
+    return f"at {format_address(kernel.init_p2m)} (INIT_P2M)"
+
+
+def _supported(kernel: Kernel) -> str:
+    if kernel.supported_features is None:
+        return "not said (no SUPPORTED_FEATURES)"
+    bits = kernel.supported_features
+    names = [name for name, bit in XENFEATURES.items() if bits >> bit & 1]
+    return f"{bits:#x}: {', '.join(names)}" if names else f"{bits:#x}"
+
+
+def _note(value: Any) -> str:
+    if isinstance(value, str):
+        return f'"{value}"'
+    if isinstance(value, tuple):
+        return " ".join(f"{word:#x}" for word in value)
+    return f"{value:#x}" if value < 1 << 32 else format_address(value)
+
+
+def plan_report(plan: Plan) -> Report:
+    """Xen's own lines about a dom0, and what they leave out."""
+    report: Report = [
+        Line(printable(text), BAD if text == plan.panic else "") for text in str(plan).splitlines()
+    ]
+    return [*report, Line(), *_in_short(plan), *beyond_report(plan.beyond)]
+
+
+def _in_short(plan: Plan) -> Report:
+    return prose(_mapping_in_words(plan)) + prose(_list_in_words(plan))
+
+
+def _mapping_in_words(plan: Plan) -> str:
+    start, end = plan.total
+    chunk, largest = 1 << plan.alloc_order, 1 << plan.era.max_order
+    verdict = "." if chunk <= largest else ": too much."
+    return (
+        f"Dom0 has {plan.nr_pages:,} pages = {format_pages(plan.nr_pages)}. "
+        f"Its initial mapping of {(end - start) >> 20:,} MiB needs {plan.nr_pt_frames} page tables "
+        f"and one chunk of {format_pages(chunk)}; Xen's largest is {format_pages(largest)}{verdict}"
+    )
+
+
+def _list_in_words(plan: Plan) -> str:
+    size = format_size(plan.p2m[1] - plan.p2m[0])
+    if not plan.list_outside:
+        return f"The P->M list of {size} lies in the initial mapping."
+    return (
+        f"The P->M list of {size} lies outside of it: {leaves_in_words(plan.p2m_leaves)}, "
+        f"{sum(plan.p2m_tables.values()):,} table pages; "
+        f"{plan.nr_p2m_frames:,} frames in all, from pfn {plan.first_p2m_pfn:,} on."
+    )
+
+
+def leaves_in_words(leaves: dict[str, int]) -> str:
+    """`1 x 1 GiB + 88 x 2 MiB` of {"4k": 0, "2m": 88, "1g": 1}."""
+    return " + ".join(f"{leaves[k]:,} x {size}" for k, size in LEAVES.items() if leaves[k])
+
+
+def beyond_report(beyond: tuple[dict[str, Any], ...]) -> Report:
+    """One line for each limit of the real thing that an answer passes."""
+    report: Report = []
+    for limit in beyond:
+        text = f"beyond: {limit['limit']} {limit['value']:,} ({limit['source']})"
+        report += prose(text, BAD, indent="  ", width=WIDTH)
+    return report
