@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`Boot`: Linux's early boot of a domain, stage by stage, with the exact cost of each.
+
+Modelled is what the named stages do to page tables, frames and memblock. Hypercalls between them
+(console output, early_ioremap, cleanup_highmap, trap and callback setup) are in no stage.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from xenpt.abi import ENTRIES, PAGE_SIZE, table_slot
+from xenpt.cost import Cost
+from xenpt.errors import PanicError
+from xenpt.extents import Mapping
+from xenpt.inputs.config import Ram as E820Entry
+from xenpt.linux.cleanup import Cleanup, free_list, p2m_free
+from xenpt.linux.memblock import Memblock
+from xenpt.linux.pagetable import cleanup_highmap, setup_kernel_pagetable
+from xenpt.linux.rules import MAINLINE, LinuxRules
+from xenpt.linux.setup import MAXMEM_PAGES
+from xenpt.linux.stages import STAGES, Stage
+from xenpt.linux.state import BootState, LinuxPanic
+from xenpt.xen.dom0 import Domain, setup_pv_physmap
+from xenpt.xen.hypercalls import Call, Hypercalls
+
+#: A page fault that early has no handler; what is left to read is Xen's line about it.
+DOM0_DIES = "Hardware Dom0 halted: halting machine"
+LEAF_SIZES = ("1g", "2m", "4k")
+
+
+@dataclass(frozen=True, slots=True)
+class StageResult:
+    """One stage that was run.
+
+    :ivar mmuext: mmuext operations by command, those of multicalls included
+    :ivar calls: the hypercalls in order, or None if they were only counted
+    """
+
+    name: str
+    cost: Cost
+    mmuext: dict[int, int]
+    calls: tuple[Call, ...] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """One element of `stages` of the `boot` JSON object."""
+        return {"name": self.name} | self.cost.as_dict()
+
+
+class Boot:
+    """A domain that one generation of Linux boots in.
+
+    :param e820: the map that Xen gives to the domain; None for a flat one
+    :param max_reservation: pages that the domain may grow to; None for what its plan says
+    :param record: keep the hypercalls of each stage, for small guests
+
+    :ivar state: as the last stage left it
+    :ivar results: the stages that were run
+    :ivar panic: text of whoever gave up, or None
+    :ivar cleanup: what freeing the initial P->M list cost, once that has run
+    """
+
+    def __init__(
+        self,
+        domain: Domain,
+        *,
+        rules: LinuxRules = MAINLINE,
+        e820: Sequence[E820Entry] | None = None,
+        max_reservation: int | None = None,
+        record: bool = False,
+    ) -> None:
+        self.domain, self.rules, self._record = domain, rules, record
+        self.state = initial_state(domain, rules, e820=e820, max_reservation=max_reservation)
+        self.results: list[StageResult] = []
+        self.panic: str | None = None
+        self.cleanup: Cleanup | None = None
+        self._memblock: dict[str, Memblock] = {}
+
+    @property
+    def verdict(self) -> str:
+        """ "boots" or "panics"."""
+        return "panics" if self.panic else "boots"
+
+    @property
+    def cost(self) -> Cost:
+        """All stages that were run, together."""
+        return sum((result.cost for result in self.results), Cost())
+
+    def run(self) -> "Boot":
+        """Run all stages that have not run yet; stop where Linux gives up. Returns itself."""
+        return self.run_to(Stage.REMAP_MEMORY)
+
+    def run_to(self, stage: Stage) -> "Boot":
+        """Run up to and including `stage`. Returns itself."""
+        for name in list(STAGES)[len(self.results) :]:
+            if self.panic:
+                break
+            try:
+                self._run(name)
+            except LinuxPanic as panic:
+                self.panic = str(panic)
+            if name is stage:
+                break
+        return self
+
+    def _run(self, stage: Stage) -> None:
+        if stage is _dies_in(self.state):
+            raise LinuxPanic(DOM0_DIES)
+        hc = Hypercalls(record=self._record)
+        self.state, outcome = STAGES[stage](self.state, hc)
+        if isinstance(outcome, Cleanup):
+            self.cleanup, outcome = outcome, outcome.cost
+            self._memblock["cleanup"] = self.state.memblock
+        if stage is Stage.MEMORY_SETUP:
+            self._memblock["setup"] = self.state.memblock
+        calls = None if hc.log is None else tuple(hc.log)
+        self.results.append(StageResult(stage.value, outcome, hc.mmuext, calls))
+
+    def _beyond(self) -> list[dict[str, Any]]:
+        """The profile's own limit of use, if the domain is larger."""
+        limit = self.state.page_limit
+        if limit >= MAXMEM_PAGES or self.state.nr_pages <= limit:  # the plan speaks of the former
+            return []
+        text = f"pages of a domain that Linux {self.rules.name} uses"
+        source = "Linux: xen_memory_setup() in arch/x86/xen/setup.c"
+        return [{"limit": text, "value": limit, "source": source}]
+
+    @cached_property
+    def variants(self) -> dict[str, Cleanup]:
+        """The cleanup of the same list with other leaves, by largest leaf: "1g", "2m", "4k"."""
+        plan = self.domain.plan
+        if not self.state.list_outside:
+            return {}
+        found = {}
+        for leaf in LEAF_SIZES:
+            if leaf != plan.host.superpages:
+                mapping = setup_pv_physmap(
+                    replace(plan, host=replace(plan.host, superpages=leaf)), self.domain.initial
+                )
+                found[leaf] = free_initial_p2m(self.domain, rules=self.rules, mapping=mapping)
+        return found
+
+    def as_dict(self) -> dict[str, Any]:
+        """The `boot` JSON object."""
+        cleanup = None
+        if self.cleanup is not None:
+            others = {leaf: variant.as_dict() for leaf, variant in self.variants.items()}
+            cleanup = self.cleanup.as_dict() | {"variants": others}
+        plan = self.domain.plan.as_dict()
+        return {
+            "verdict": self.verdict,
+            "panic": self.panic,
+            "plan": plan,
+            "stages": [result.as_dict() for result in self.results],
+            "cleanup": cleanup,
+            "memblock": {point: memblock.as_dict() for point, memblock in self._memblock.items()},
+            "beyond": [*plan["beyond"], *self._beyond()],
+        }
+
+
+def initial_state(
+    domain: Domain,
+    rules: LinuxRules,
+    *,
+    e820: Sequence[E820Entry] | None = None,
+    max_reservation: int | None = None,
+) -> BootState:
+    """What Linux finds at its entry.
+
+    :raises PanicError: the plan has no domain
+    """
+    if domain.plan.panic:
+        raise PanicError(domain.plan.panic)
+    limit = domain.plan.max_pages if max_reservation is None else max_reservation
+    return BootState(domain, rules, tuple(e820 or ()), limit)
+
+
+def free_initial_p2m(
+    domain: Domain, *, rules: LinuxRules = MAINLINE, mapping: Mapping | None = None
+) -> Cleanup:
+    """The cleanup alone, without the stages before it, of this or of another mapping of the list.
+
+    It also says what a list costs that Linux would never come to free: one that crosses its L4
+    slot, or lies in slot 0.
+    """
+    hc = Hypercalls()
+    state = initial_state(domain, rules)
+    if mapping is not None:
+        return free_list(state, hc, mapping)[1]
+    state, _ = setup_kernel_pagetable(state, Hypercalls())
+    return p2m_free(cleanup_highmap(state), hc)[1]
+
+
+def _dies_in(state: BootState) -> Stage | None:
+    """Stage whose first access to the P->M list faults, or None (SPEC F2e, I13).
+
+    Linux copies one L4 entry, and never that of slot 0. Once its own tables are loaded it reads no
+    entry behind that slot; in the direct map it reads those of all pages, the highest first.
+    """
+    if not state.list_outside:
+        return None
+    start = int(state.domain.plan.mfn_list)
+    slot_bytes = PAGE_SIZE * ENTRIES**3
+    reachable = (slot_bytes - start % slot_bytes) // 8
+    if table_slot(start, 4) == 0 or reachable < state.pt_pfns[1]:
+        return Stage.SETUP_KERNEL_PAGETABLE
+    return Stage.INIT_MEM_MAPPING if reachable < state.nr_pages else None

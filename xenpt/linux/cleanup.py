@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""xen_pagetable_p2m_free(): the initial P->M list and the tables that map it go back (mmu.c).
+
+Every 4 KiB frame of a list outside the initial mapping is made writable by one hypercall, however
+large its leaf is: large leaves save reads and calls of the allocator, not hypercalls. SPEC F7.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from xenpt.abi import (
+    ENTRIES,
+    MMUEXT_UNPIN_TABLE,
+    PAGE_SHIFT,
+    PAGE_SIZE,
+    pfn_up,
+    round_up,
+    table_slot,
+)
+from xenpt.cost import Cost
+from xenpt.engine import FreeWalk, WalkRules, join_ranges, walk_to_free
+from xenpt.extents import Ints, Mapping, column
+from xenpt.linux.directmap import KERNEL_PTE
+from xenpt.linux.memblock import Memblock, Regions
+from xenpt.linux.pagetable import clean_highmap
+from xenpt.linux.state import PMD_SIZE, BootState
+from xenpt.xen.hypercalls import Hypercalls
+
+LOOKUP_READS = 4  # lookup_address(): one entry a level
+RELOCATED_SLOT = 2  # L4 slot of a list that xen_relocate_p2m() moved
+
+
+@dataclass(frozen=True, slots=True)
+class Cleanup:
+    """What freeing the list costs; the keys of the `cleanup` JSON object, but for `variants`.
+
+    :ivar set_entries: entries that a hypercall cleared, by level ("l2", "l3", "l4")
+    :ivar unpin: tables unpinned
+    """
+
+    profile: str
+    cost: Cost
+    set_entries: dict[str, int]
+    unpin: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready counts."""
+        cost = self.cost
+        below_root = ("l1", "l2", "l3")
+        return {
+            "profile": self.profile,
+            "hypercalls": cost.hypercalls,
+            "update_va_mapping": cost.by_type["update_va_mapping"],
+            **{f"set_{level}": nr for level, nr in self.set_entries.items()},
+            "unpin": self.unpin,
+            "memblock_free_calls": cost.memblock_free_calls,
+            "pages_freed": cost.pages_freed,
+            "pages_leaked": cost.pages_leaked,
+            "tables_freed": {level: cost.tables_freed[level] for level in below_root},
+            "entries_read": {level: cost.entries_read[level] for level in below_root},
+            "lookup_reads": cost.lookup_reads,
+        }
+
+
+def p2m_free(state: BootState, hc: Hypercalls) -> tuple[BootState, Cleanup]:
+    """Free the list that Xen or libxenguest built, inside or outside the initial mapping."""
+    mapping = state.domain.p2m_map
+    return _free_inside(state, hc) if mapping is None else free_list(state, hc, mapping)
+
+
+def free_list(state: BootState, hc: Hypercalls, mapping: Mapping) -> tuple[BootState, Cleanup]:
+    """xen_cleanmfnmap() of a list at start_info's mfn_list that `mapping` maps.
+
+    Not called in a boot that dies before: a list that crosses its L4 slot, or lies in slot 0.
+    """
+    rules = state.rules.cleanup
+    vaddr = int(state.domain.plan.mfn_list)
+    walk = walk_to_free(
+        mapping,
+        vaddr,
+        WalkRules(skip_empty_entries=rules.skip_empty_entries, flat=not rules.depth_first),
+    )
+    unpin = rules.unpin_relocated and vaddr == RELOCATED_SLOT * PAGE_SIZE * ENTRIES**3
+    if not rules.clear_table_entries:
+        hc.mmu_update(4, state.root_pfn, table_slot(vaddr, 4), None, 0)
+    _issue(state, hc, walk, mapping, unpin=unpin)
+    tables = walk.tables_freed
+    set_entries = {"l2": 0, "l3": 0, "l4": 1}
+    if rules.clear_table_entries:
+        set_entries = {"l2": tables["l1"], "l3": tables["l2"], "l4": tables["l3"]}
+    freed = frames_of(walk)
+    cost = Cost(
+        by_type=dict(hc.by_type),
+        entries_read=walk.entries_read,
+        lookup_reads=LOOKUP_READS * walk.pages_freed,
+        memblock_free_calls=walk.nr_frees,
+        pages_freed=walk.pages_freed,
+        pages_leaked=walk.leaked_pages,
+        tables_freed=tables,
+    )
+    new = replace(
+        state,
+        memblock=_free(state.memblock, freed),
+        ro_frames=state.ro_frames - Regions.of(freed),
+    )
+    nr_unpinned = sum(tables.values()) if unpin else 0
+    return new, Cleanup(state.rules.name, cost, set_entries, nr_unpinned)
+
+
+def frames_of(walk: FreeWalk) -> list[tuple[int, int]]:
+    """Frames that a walk frees, as sorted ranges [start, end)."""
+    events = walk.events
+    pages, nr, step = (column(events, name) for name in ("pages", "nr", "step"))
+    first = column(events, "pfn")
+    last = first + (nr - 1) * step
+    dense = (np.abs(step) == pages) | (nr == 1)
+    ranges = np.stack((np.minimum(first, last), np.maximum(first, last) + pages), axis=1)[dense]
+    for event in np.flatnonzero(~dense).tolist():  # frames that do not touch
+        starts = first[event] + np.arange(nr[event]) * step[event]
+        ranges = np.concatenate((ranges, np.stack((starts, starts + pages[event]), axis=1)))
+    return [(int(start), int(end)) for start, end in join_ranges(ranges)]
+
+
+def _issue(
+    state: BootState, hc: Hypercalls, walk: FreeWalk, mapping: Mapping, *, unpin: bool
+) -> None:
+    """The hypercalls of the frees in their order: of a table, first the entry that points to it."""
+    clear = state.rules.cleanup.clear_table_entries
+    events = walk.events
+    if hc.log is None:
+        tables = events[events["table"]]
+        nr = int(tables["nr"].sum())
+        hc.update_va_mapping(0, None, KERNEL_PTE, nr=walk.pages_freed)
+        hc.mmu_update(2, None, 0, None, 0, nr=nr if clear else 0)
+        for _ in hc.repeat(nr if unpin else 0):
+            hc.mmuext_op(MMUEXT_UNPIN_TABLE)
+        return
+    for event in events:
+        for i in range(int(event["nr"])):
+            pfn = int(event["pfn"]) + i * int(event["step"])
+            if event["table"]:
+                level = int(event["level"])
+                vpn = int(event["vpn"]) + i * ENTRIES**level
+                if clear:
+                    parent = _parent(state, mapping, level + 1, vpn)
+                    slot = table_slot(vpn << PAGE_SHIFT, level + 1)
+                    hc.mmu_update(level + 1, parent, slot, None, 0)
+                if unpin:
+                    hc.mmuext_op(MMUEXT_UNPIN_TABLE, pfn)
+            hc.update_va_mapping(state.va(pfn), pfn, KERNEL_PTE, nr=int(event["pages"]))
+
+
+def _parent(state: BootState, mapping: Mapping, level: int, vpn: int) -> int | None:
+    if level == 4:
+        return state.root_pfn
+    tables = mapping.tables[mapping.tables["level"] == level]
+    i: Ints = (vpn - column(tables, "vpn")) // ENTRIES**level
+    hit = int(np.flatnonzero((i >= 0) & (i < column(tables, "nr")))[0])
+    return int(tables["pfn"][hit]) + int(i[hit]) * int(tables["step"][hit])
+
+
+def _free(memblock: Memblock, frames: list[tuple[int, int]]) -> Memblock:
+    freed = Regions(tuple((start << PAGE_SHIFT, end << PAGE_SHIFT) for start, end in frames))
+    return replace(memblock, reserved=memblock.reserved - freed)
+
+
+def _free_inside(state: BootState, hc: Hypercalls) -> tuple[BootState, Cleanup]:
+    """xen_cleanhighmap() of the list and of the page tables behind it; one free of the list.
+
+    (Outside, the second of these finds nothing: cleanup_highmap() went up to max_pfn_mapped.)
+    """
+    start = int(state.domain.plan.mfn_list)
+    size = pfn_up(8 * state.nr_pages) << PAGE_SHIFT
+    pt_start, pt_end = state.domain.plan.page_tables
+    pt_last = pt_start + round_up(pt_end - pt_start, PMD_SIZE)
+    if state.rules.cleanup.align_table_range_end:
+        pt_last = round_up(pt_end, 2 * PMD_SIZE)
+    state, list_cost = clean_highmap(state, hc, start, start + round_up(size, PMD_SIZE))
+    state, table_cost = clean_highmap(state, hc, pt_start, pt_last)
+    cost = Cost(
+        by_type=dict(hc.by_type),
+        entries_read=(list_cost + table_cost).entries_read,
+        memblock_free_calls=1,
+        pages_freed=size >> PAGE_SHIFT,
+    )
+    first = state.pfn(start) << PAGE_SHIFT
+    new = replace(state, memblock=state.memblock.free(first, first + size))
+    nr_cleared = cost.by_type["mmu_update"]
+    return new, Cleanup(state.rules.name, cost, {"l2": nr_cleared, "l3": 0, "l4": 0}, 0)

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""xen_vmalloc_p2m_tree(): the P->M list is copied to Linux's own, sparse one (p2m.c; SPEC F5).
+
+The new list is linear in virtual space, 512 entries a page. A page of entries that are identity
+throughout is not copied: one filler page, or one L1 table full of it, is mapped over and over.
+(Entries that are missing throughout a page do not occur so early; their filler is made, too.)
+"""
+
+from dataclasses import replace
+from functools import partial
+
+from xenpt.abi import (
+    ENTRIES,
+    LEVELS,
+    MMUEXT_PIN_L1_TABLE,
+    PAGE_SHIFT,
+    PAGE_SIZE,
+    PTE_ACCESSED,
+    PTE_DIRTY,
+    PTE_PRESENT,
+    PTE_RW,
+    TABLE_PROT,
+    TABLE_SHIFT,
+    round_up,
+    table_slot,
+)
+from xenpt.cost import Cost
+from xenpt.linux.memblock import Regions
+from xenpt.linux.pages import Pages
+from xenpt.linux.pagetable import PAGE_KERNEL, PAGE_KERNEL_RO
+from xenpt.linux.rules import GIB_PAGES
+from xenpt.linux.state import PMD_SIZE, BootState
+from xenpt.xen.hypercalls import Hypercalls
+
+P2M_PER_PAGE = PAGE_SIZE // 8
+BLOCK = P2M_PER_PAGE * ENTRIES  # pfns of one L1 table of the list
+KERNPG_TABLE = PTE_DIRTY | PTE_ACCESSED | PTE_RW | PTE_PRESENT
+
+
+def vmalloc_p2m_tree(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]:
+    """Copy the list; then give pages of their own to entries of extra memory.
+
+    The area covers at least the hotplug limit, so that a small domain has a long identity tail.
+    """
+    p2m_size = round_up(state.nr_pages, P2M_PER_PAGE)
+    limit = state.rules.hotplug_limit_gib * GIB_PAGES
+    size = round_up(8 * max(state.max_p2m_pfn, limit), PMD_SIZE) // 8
+    own = _pages_of(Regions.of([(0, p2m_size)]) - state.identity)
+    tree = _Tree(state, hc)
+    tree.make_fillers()
+    tree.map_all(own, size // BLOCK)
+    tree.invalidate(_pages_of(state.extra), own)
+    ro = Regions.of((*state.ro_frames, *tree.table_frames()))
+    return (
+        replace(state, memblock=tree.pages.memblock, max_p2m_pfn=size, ro_frames=ro),
+        Cost(by_type=dict(hc.by_type), entries_written=own.size * P2M_PER_PAGE),
+    )
+
+
+class _Tree:
+    """The new list while it is built.
+
+    :ivar filler: the page of identity entries; `filler_table`: the L1 table full of it
+    :ivar tables: frames of the L2 and L3 tables by (level, number), and of the L1 tables of
+        blocks that are only in part their own by (1, block)
+    """
+
+    def __init__(self, state: BootState, hc: Hypercalls) -> None:
+        self.state, self.hc, self.pages = state, hc, Pages(state.memblock)
+        self.tables: dict[tuple[int, int], int] = {}
+        self.filler = self.filler_table = 0
+
+    def make_fillers(self) -> None:
+        """Pages of missing and of identity entries, and an L1 table full of each."""
+        missing, self.filler = self.pages.next(), self.pages.next()
+        missing_table, self.filler_table = self._announced_l1(), self._announced_l1()
+        for slot in self.hc.repeat(ENTRIES):
+            self.hc.mmu_update(1, missing_table, slot, missing, PAGE_KERNEL_RO)
+            self.hc.mmu_update(1, self.filler_table, slot, self.filler, PAGE_KERNEL_RO)
+
+    def map_all(self, own: Regions, nr_blocks: int) -> None:
+        """Map blocks 0 .. nr_blocks - 1; `own`: P->M pages that are copied."""
+        whole = Regions.of((-(-a // ENTRIES), b // ENTRIES) for a, b in own)
+        touched = Regions.of((a // ENTRIES, -(-b // ENTRIES)) for a, b in own)
+        kinds = [(a, b, self._copy_blocks) for a, b in whole]
+        kinds += [(a, b, self._share_blocks) for a, b in Regions.of([(0, nr_blocks)]) - touched]
+        kinds += [(a, b, partial(self._mix_blocks, own=own)) for a, b in touched - whole]
+        for first, end, verb in sorted(kinds, key=lambda kind: kind[0]):
+            while first < end:  # one L2 table at a time
+                stop = min(end, (first // ENTRIES + 1) * ENTRIES)
+                verb(first, stop)
+                first = stop
+
+    def invalidate(self, extra: Regions, own: Regions) -> None:
+        """xen_inv_extra_mem(): entries of extra memory, identity so far, get pages of their own."""
+        for first, end in extra - own:
+            while first < end:  # one L1 table at a time
+                stop = min(end, (first // ENTRIES + 1) * ENTRIES)
+                table = self.tables.get((1, first // ENTRIES))
+                self._copy_pages(first, stop, table or self._hook_l1(first, KERNPG_TABLE))
+                first = stop
+
+    def table_frames(self) -> list[tuple[int, int]]:
+        """Frames of the fillers' and the upper tables, and of L1 tables that are named."""
+        return [(pfn, pfn + 1) for pfn in (self.filler_table, *self.tables.values())]
+
+    def _copy_blocks(self, first: int, end: int) -> None:
+        self._mix_blocks(first, first + 1, own=Regions.of([(first * ENTRIES, end * ENTRIES)]))
+        stop = self.pages.nr + (end - first - 1) * (ENTRIES + 1)
+        for i in self.hc.repeat(end - first - 1):
+            page = (first + 1 + i) * ENTRIES
+            self._mix_blocks(first + 1 + i, first + 2 + i, own=Regions.of([(page, page + ENTRIES)]))
+        self.pages.skip(stop - self.pages.nr)
+
+    def _mix_blocks(self, first: int, end: int, *, own: Regions) -> None:
+        """Blocks page by page; a page is allocated before the table that it needs."""
+        for block in range(first, end):
+            page, stop = block * ENTRIES, (block + 1) * ENTRIES
+            copied = own.clip(page, stop)
+            if copied.ranges[0][0] == page:
+                data = self.pages.next()
+                table = self._hook_l1(page, TABLE_PROT)
+                self.hc.mmu_update(1, table, 0, data, PAGE_KERNEL)
+                page += 1
+            else:
+                table = self._hook_l1(page, TABLE_PROT)
+            for low, high in copied:
+                self._share_pages(page, low, table)
+                self._copy_pages(max(page, low), high, table)
+                page = high
+            self._share_pages(page, stop, table)
+
+    def _share_blocks(self, first: int, end: int) -> None:
+        vaddr = self._vaddr(first * ENTRIES)
+        slot, table = table_slot(vaddr, 2), self._upper(2, vaddr)
+        self.hc.mmu_update(2, table, slot, self.filler_table, KERNPG_TABLE, nr=end - first, step=0)
+
+    def _share_pages(self, first: int, end: int, table: int) -> None:
+        if first < end:
+            slot = first % ENTRIES
+            self.hc.mmu_update(1, table, slot, self.filler, PAGE_KERNEL_RO, nr=end - first, step=0)
+
+    def _copy_pages(self, first: int, end: int, table: int) -> None:
+        stop = self.pages.nr + max(end - first, 0)
+        for i in self.hc.repeat(end - first):
+            self.hc.mmu_update(1, table, (first + i) % ENTRIES, self.pages.next(), PAGE_KERNEL)
+        self.pages.skip(stop - self.pages.nr)
+
+    def _hook_l1(self, page: int, flags: int) -> int:
+        vaddr = self._vaddr(page)
+        upper = self._upper(2, vaddr)
+        table = self._announced_l1()
+        self.hc.mmu_update(2, upper, table_slot(vaddr, 2), table, flags)
+        self.tables[1, page // ENTRIES] = table
+        return table
+
+    def _announced_l1(self) -> int:
+        """A new L1 table, read-only and pinned in one multicall (xen_alloc_pte)."""
+        pfn = self.pages.next()
+        with self.hc.multicall():
+            self.hc.update_va_mapping(self.state.va(pfn), pfn, PAGE_KERNEL_RO)
+            self.hc.mmuext_op(MMUEXT_PIN_L1_TABLE, pfn)
+        return pfn
+
+    def _upper(self, level: int, vaddr: int) -> int | None:
+        """The table of level 2 or 3 over `vaddr`, made if it is missing (xen_alloc_pmd)."""
+        if level == LEVELS:
+            return self.state.root_pfn
+        key = level, vaddr >> (PAGE_SHIFT + TABLE_SHIFT * level)
+        if key not in self.tables:
+            parent = self._upper(level + 1, vaddr)
+            pfn = self.tables[key] = self.pages.next()
+            self.hc.update_va_mapping(self.state.va(pfn), pfn, PAGE_KERNEL_RO)
+            self.hc.mmu_update(level + 1, parent, table_slot(vaddr, level + 1), pfn, TABLE_PROT)
+        return self.tables[key]
+
+    def _vaddr(self, page: int) -> int:
+        return self.state.rules.vmalloc_start + page * PAGE_SIZE
+
+
+def _pages_of(pfns: Regions) -> Regions:
+    """P->M pages that hold any of these pfns."""
+    return Regions.of((a // P2M_PER_PAGE, -(-b // P2M_PER_PAGE)) for a, b in pfns)

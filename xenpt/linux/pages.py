@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Single pages from memblock, one after the other, without a list of them all."""
+
+from xenpt.abi import PAGE_SHIFT, PAGE_SIZE
+from xenpt.linux.memblock import Memblock, Range
+from xenpt.linux.state import LinuxPanic
+
+_NO_PAGE = "Kernel panic - not syncing: memblock_alloc: no page is left"
+
+
+class Pages:
+    """The highest free page, then the next lower one, and so on.
+
+    :ivar nr: pages taken so far
+    """
+
+    def __init__(self, memblock: Memblock) -> None:
+        self._memblock = memblock
+        top = memblock.memory.ranges[-1][1] if memblock.memory.ranges else 0
+        free = memblock.memory.clip(PAGE_SIZE, top) - memblock.reserved
+        self._free = [(a >> PAGE_SHIFT, b >> PAGE_SHIFT) for a, b in free]
+        self._taken: list[Range] = []
+        self.nr = 0
+
+    def next(self) -> int:
+        """Frame of the next page.
+
+        :raises LinuxPanic: there is none
+        """
+        self.skip(1)
+        return self._taken[-1][0]
+
+    def skip(self, nr: int) -> None:
+        """Take `nr` pages that nobody names.
+
+        :raises LinuxPanic: there are fewer
+        """
+        self.nr += nr
+        while nr > 0:
+            if not self._free:
+                raise LinuxPanic(_NO_PAGE)
+            start, end = self._free.pop()
+            got = min(nr, end - start)
+            nr -= got
+            if self._taken and self._taken[-1][0] == end:
+                self._taken[-1] = (end - got, self._taken[-1][1])
+            elif got:
+                self._taken.append((end - got, end))
+            if end - got > start:
+                self._free.append((start, end - got))
+
+    @property
+    def ranges(self) -> tuple[Range, ...]:
+        """Frames taken so far, as [start, end)."""
+        return tuple(self._taken)
+
+    @property
+    def memblock(self) -> Memblock:
+        """The allocator with what was taken reserved."""
+        memblock = self._memblock
+        for start, end in self._taken:
+            memblock = memblock.reserve(start << PAGE_SHIFT, end << PAGE_SHIFT)
+        return memblock
+
+
+def take_block(memblock: Memblock, nr_bytes: int, align: int) -> tuple[Memblock, int]:
+    """Allocate the highest aligned block: the memblock with it reserved, and its first byte.
+
+    :raises LinuxPanic: no block is that large
+    """
+    top = memblock.memory.ranges[-1][1] if memblock.memory.ranges else 0
+    start = memblock.find(nr_bytes, align, 0, top)
+    if start is None:
+        raise LinuxPanic(_NO_PAGE)
+    return memblock.reserve(start, start + nr_bytes), start

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What each generation of Linux does in its early boot under Xen, as behaviour flags.
+
+A stage asks for a flag, never for a version. Sources: Linux 4.1.5 (and the LKML mail "xen:
+eliminate scalability issues from initial mapping setup", V3 04/15, for `seed`) and Linux 6.1.192;
+SPEC F1 to F8. Functions are of arch/x86/xen/ unless another file is named.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from xenpt.abi import PAGE_SHIFT
+
+GIB_PAGES: Final = 1 << (30 - PAGE_SHIFT)
+#: Static tables that xen_setup_kernel_pagetable makes read-only before it pins the L4, in order.
+_RO_TABLES_V4_1: Final = (
+    ("init_level4_pgt", 1),
+    ("level3_ident_pgt", 1),
+    ("level3_kernel_pgt", 1),
+    ("level3_user_vsyscall", 1),
+    ("level2_ident_pgt", 1),
+    ("level2_kernel_pgt", 1),
+    ("level2_fixmap_pgt", 1),
+    ("level1_fixmap_pgt", 1),
+)
+_RO_TABLES_V6_1: Final = (
+    ("init_top_pgt", 1),
+    ("level3_ident_pgt", 1),
+    ("level3_kernel_pgt", 1),
+    ("level2_ident_pgt", 1),
+    ("level2_kernel_pgt", 1),
+    ("level2_fixmap_pgt", 1),
+    ("level1_fixmap_pgt", 2),  # FIXMAP_PMD_NUM
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CleanupRules:
+    """How the initial P->M mapping outside the kernel's is freed: xen_cleanmfnmap(), mmu.c."""
+
+    # The mail stops an L1 table at its first empty entry, and so leaks the pages of a list that
+    # does not begin on a 2 MiB border; xen_cleanmfnmap_pmd() of mainline goes on (since v4.12).
+    skip_empty_entries: bool
+    # The mail has one loop that steps by 2 MiB and reads the L3 entry again for each step, and
+    # begins at the list's own slots; mainline walks each table once, from its first entry.
+    depth_first: bool
+    # The mail clears the L4 entry first and no other; mainline clears the entry of every table
+    # when the table is empty, the L4 entry last.
+    clear_table_entries: bool
+    # xen_relocate_p2m() of v4.3 pins the tables that it builds, so that they are unpinned here;
+    # the mail has neither step.
+    unpin_relocated: bool
+    # The page tables' virtual range that xen_cleanhighmap() clears behind the list: v6.1 rounds
+    # its end up to the 4 MiB of Xen's initial mapping; before, its size to 2 MiB (SPEC H7).
+    align_table_range_end: bool
+    # Entries of level2_kernel_pgt that bound the loop: the mail's 4.1 base compares with
+    # PAGE_SIZE entries, eight tables further (SPEC H6).
+    highmap_entries: int
+
+
+@dataclass(frozen=True, slots=True)
+class LinuxRules:
+    """One generation of Linux. Sizes in pages unless named otherwise."""
+
+    name: str
+    page_offset: int  # __PAGE_OFFSET of the 4-level layout
+    vmalloc_start: int
+    vmemmap_start: int
+    # xen_setup_kernel_pagetable()
+    ro_tables: tuple[tuple[str, int], ...]
+    # v6.1 makes level3_user_vsyscall read-only behind the unpin and pins it on its own (5.10
+    # does the first only, SPEC F2).
+    pin_user_vsyscall: bool
+    nx_ident_map: bool  # v6.1 sets NX in level2_ident_pgt's entries
+    # The mail copies the L4 entry of the P->M list and takes first_p2m_pfn as max_pfn_mapped.
+    graft_initial_p2m: bool
+    # setup.c, xen_memory_setup()
+    page_limit: int  # of a domain: MAX_DOMAIN_PAGES (500 GiB), later MAXMEM (64 TiB)
+    domu_page_limit: int  # xen_512gb_limit of an unprivileged domain
+    # xen_count_remap_pages() raises the limit by what will move; before, what was moved is added.
+    count_remap_first: bool
+    # RAM that the domain may not even balloon into: UNUSABLE in the mail, dropped later (H13).
+    drop_excess_ram: bool
+    # A hole's pages below max_pfn_mapped: mapped to the same machine page, later unmapped.
+    map_holes_identity: bool
+    # xen_find_pfn_range(): <= since v4.12, < before (SPEC H14).
+    pfn_range_inclusive: bool
+    # mm/init.c, init_mem_mapping()
+    pgt_buf_pages: int  # INIT_PGT_BUF_SIZE: tables from the brk area
+    # With no free 2 MiB block for the first range: [1 MiB, 2 MiB) first, or down from the last
+    # whole 2 MiB of memory.
+    align_without_block: bool
+    flush_each_mapping: bool  # __flush_tlb_all() in every kernel_physical_mapping_init()
+    # mask_rw_pte() of the mail, xen_make_pte_init() later: the list's frames are mapped read-only.
+    ro_initial_p2m: bool
+    # mmu_pv.c, xen_pagetable_init(): set_pte is a hypercall before paging_init() (v6.1), not a
+    # trapped store.
+    set_pte_hypercall: bool
+    # p2m.c, xen_vmalloc_p2m_tree(): CONFIG_XEN_(BALLOON_)MEMORY_HOTPLUG_LIMIT in GiB; 0 without.
+    hotplug_limit_gib: int
+    cleanup: CleanupRules
+
+
+SEED: Final = LinuxRules(
+    name="seed",
+    page_offset=0xFFFF_8800_0000_0000,
+    vmalloc_start=0xFFFF_C900_0000_0000,
+    vmemmap_start=0xFFFF_EA00_0000_0000,
+    ro_tables=_RO_TABLES_V4_1,
+    pin_user_vsyscall=False,
+    nx_ident_map=False,
+    graft_initial_p2m=True,
+    page_limit=500 * GIB_PAGES,
+    domu_page_limit=500 * GIB_PAGES,
+    count_remap_first=False,
+    drop_excess_ram=False,
+    map_holes_identity=True,
+    pfn_range_inclusive=False,
+    pgt_buf_pages=6,
+    align_without_block=False,
+    flush_each_mapping=True,
+    ro_initial_p2m=True,
+    set_pte_hypercall=False,
+    hotplug_limit_gib=512,
+    cleanup=CleanupRules(
+        skip_empty_entries=False,
+        depth_first=False,
+        clear_table_entries=False,
+        unpin_relocated=False,
+        align_table_range_end=False,
+        highmap_entries=4096,
+    ),
+)
+
+V6_1: Final = LinuxRules(
+    name="v6.1",
+    page_offset=0xFFFF_8880_0000_0000,
+    vmalloc_start=0xFFFF_C900_0000_0000,
+    vmemmap_start=0xFFFF_EA00_0000_0000,
+    ro_tables=_RO_TABLES_V6_1,
+    pin_user_vsyscall=True,
+    nx_ident_map=True,
+    graft_initial_p2m=True,
+    page_limit=1 << 34,
+    domu_page_limit=512 * GIB_PAGES,
+    count_remap_first=True,
+    drop_excess_ram=True,
+    map_holes_identity=False,
+    pfn_range_inclusive=True,
+    pgt_buf_pages=16,
+    align_without_block=True,
+    flush_each_mapping=False,
+    ro_initial_p2m=True,
+    set_pte_hypercall=True,
+    hotplug_limit_gib=512,
+    cleanup=CleanupRules(
+        skip_empty_entries=True,
+        depth_first=True,
+        clear_table_entries=True,
+        unpin_relocated=True,
+        align_table_range_end=True,
+        highmap_entries=512,
+    ),
+)
+
+PROFILES: Final = {rules.name: rules for rules in (SEED, V6_1)}
+MAINLINE: Final = V6_1

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""xen_memory_setup() and xen_remap_memory() (arch/x86/xen/setup.c): memory against the E820 map.
+
+A pv domain's pfns start as [0, nr_pages). Where the map has holes, the frames there move to RAM
+pfns at the end; what lies beyond is kept for ballooning. SPEC F3.
+"""
+
+from dataclasses import replace
+
+from xenpt.abi import (
+    ISA_END_ADDRESS,
+    ISA_START_ADDRESS,
+    PAGE_SHIFT,
+    PAGE_SIZE,
+    START_KERNEL_MAP,
+    UVMF_INVLPG,
+    XENMEM_DECREASE_RESERVATION,
+    XENMEM_MACHINE_MEMORY_MAP,
+    XENMEM_MAXIMUM_RESERVATION,
+    XENMEM_MEMORY_MAP,
+    pfn_up,
+    round_up,
+)
+from xenpt.cost import Cost
+from xenpt.inputs.config import Ram as E820Entry
+from xenpt.linux.e820 import (
+    RAM,
+    RESERVED,
+    UNUSABLE,
+    find_pfn_range,
+    flat_map,
+    holes,
+    in_one_ram_entry,
+    ram_regions,
+    sanitize,
+)
+from xenpt.linux.memblock import Memblock, Regions
+from xenpt.linux.pagetable import PAGE_KERNEL
+from xenpt.linux.state import BootState, LinuxPanic, Remap
+from xenpt.xen.hypercalls import Hypercalls
+
+REMAP_SIZE = 509  # frames of one group, listed in the group's own first frame
+EXTRA_MEM_RATIO = 10
+MAXMEM_PAGES = 1 << 34
+DOMU_SLACK_BYTES = 8 << 20  # RAM that an unprivileged domain adds where Xen has no map for it
+LOW_RESERVED_BYTES = 64 << 10  # CONFIG_X86_RESERVE_LOW
+
+
+def memory_setup(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]:
+    """Make Linux's memory map: find holes, move frames out of them, reserve what is in use.
+
+    An empty `state.e820` stands for the flat map of an initial domain, and for no map (-ENOSYS)
+    of an unprivileged one.
+    :raises LinuxPanic: kernel or page tables lie in a hole
+    """
+    rules = state.rules
+    limit = state.page_limit
+    max_pfn = min(limit, state.nr_pages)
+    e820 = sanitize(state.e820) or flat_map(
+        (max_pfn << PAGE_SHIFT) + (0 if state.initial_domain else DOMU_SLACK_BYTES)
+    )
+    hc.memory_op(XENMEM_MACHINE_MEMORY_MAP if state.initial_domain else XENMEM_MEMORY_MAP)
+    max_pages = limit
+    if state.initial_domain:
+        hc.memory_op(XENMEM_MAXIMUM_RESERVATION)
+        max_pages = min(state.max_reservation, limit)
+    p2m_size = round_up(state.nr_pages, PAGE_SIZE // 8)
+    state = replace(state, e820=e820, max_pfn=max_pfn, max_p2m_pfn=p2m_size)
+    if rules.count_remap_first:  # before any frame moves: mainline's order
+        max_pages += sum(min(end, max_pfn) - start for start, end in holes(e820) if start < max_pfn)
+        state = _keep_extra(state, max_pages - max_pfn)
+        state = _reserve(state)
+        _check_conflicts(state)
+        state, _ = _move_out_of_holes(state, hc)
+    else:
+        state, moved = _move_out_of_holes(state, hc)
+        state = _reserve(_keep_extra(state, max(max_pages - max_pfn, 0) + moved))
+    return state, Cost(by_type=dict(hc.by_type))
+
+
+def remap_memory(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]:
+    """Give the frames of holes their new pfns: P->M list, M2P and direct map.
+
+    The groups are chained last first. Models xen_remap_memory().
+    """
+    if not state.remaps:
+        return state, Cost()
+    groups = [group for remap in state.remaps for group in _groups(remap)]
+    buffer = state.symbol("xen_remap_buf")
+    for i in reversed(range(len(groups))):
+        pfn, target, nr = groups[i]
+        hc.update_va_mapping(buffer, pfn, PAGE_KERNEL, uvmf=UVMF_INVLPG)
+        for k in hc.repeat(nr):
+            hc.machphys_update(pfn + k, target + k)
+            hc.update_va_mapping(state.va(target + k), pfn + k, PAGE_KERNEL)
+    hc.update_va_mapping(buffer, state.symbol_pfn("xen_remap_buf"), PAGE_KERNEL, uvmf=UVMF_INVLPG)
+    memblock, extra = state.memblock, state.extra
+    for _, target, nr in state.remaps:
+        memblock = memblock.free(target << PAGE_SHIFT, (target + nr) << PAGE_SHIFT)
+        extra = extra.remove(target, target + nr)
+    moved = sum(nr for _, _, nr in groups)
+    return (
+        replace(state, memblock=memblock, extra=extra),
+        Cost(by_type=dict(hc.by_type), pages_freed=moved),
+    )
+
+
+def _keep_extra(state: BootState, extra_pages: int) -> BootState:
+    """Linux's own map: RAM up to max_pfn, then as much as may be ballooned into."""
+    extra_pages = max(0, min(EXTRA_MEM_RATIO * min(state.max_pfn, MAXMEM_PAGES), extra_pages))
+    mem_end = state.max_pfn << PAGE_SHIFT
+    out: list[E820Entry] = []
+    extra, max_p2m_pfn = state.extra, state.max_p2m_pfn
+    for entry in state.e820:
+        if entry.type != RAM:
+            out.append(entry)
+            continue
+        end, middle = entry.end, min(max(entry.start, mem_end), entry.end)
+        out.append(E820Entry(entry.start, middle, RAM))
+        if middle < end and extra_pages:
+            last = min(end, middle + (extra_pages << PAGE_SHIFT))
+            first_pfn, end_pfn = pfn_up(middle), last >> PAGE_SHIFT
+            extra_pages -= end_pfn - first_pfn
+            extra, max_p2m_pfn = extra.add(first_pfn, end_pfn), end_pfn
+            out.append(E820Entry(middle, last, RAM))
+            middle = last
+        if not state.rules.drop_excess_ram:
+            out.append(E820Entry(middle, end, UNUSABLE))
+    out.append(E820Entry(ISA_START_ADDRESS, ISA_END_ADDRESS, RESERVED))
+    out.append(E820Entry(0, PAGE_SIZE, RESERVED))  # trim_bios_range()
+    ram = [E820Entry(a, b, RAM) for a, b in ram_regions(tuple(e for e in out if e.start < e.end))]
+    table = sanitize([e for e in out if e.type != RAM] + ram)
+    return replace(state, linux_e820=table, extra=extra, max_p2m_pfn=max_p2m_pfn)
+
+
+def _reserve(state: BootState) -> BootState:
+    """memblock as e820__memblock_setup() leaves it; golden rule 16."""
+    plan = state.domain.plan
+    memory = ram_regions(state.linux_e820)
+    ranges = [
+        (0, LOW_RESERVED_BYTES),
+        (state.text - START_KERNEL_MAP, state.brk_end - START_KERNEL_MAP),
+    ]
+    start_info = state.pfn(plan.start_info[0])
+    ranges.append((start_info << PAGE_SHIFT, (start_info + 1) << PAGE_SHIFT))
+    first, end = state.p2m_frames
+    if not state.list_outside:
+        first = state.pfn(plan.mfn_list)
+        end = first + pfn_up(8 * state.nr_pages)
+    ranges.append((first << PAGE_SHIFT, end << PAGE_SHIFT))
+    if state.initrd_pfns:
+        ranges.append((state.initrd_pfns[0] << PAGE_SHIFT, state.initrd_pfns[1] << PAGE_SHIFT))
+    ranges += [(a << PAGE_SHIFT, b << PAGE_SHIFT) for a, b in state.extra]
+    reserved = Regions.of((*state.memblock.reserved, *ranges))
+    return replace(state, memblock=Memblock(memory, reserved))
+
+
+def _check_conflicts(state: BootState) -> None:
+    """xen_is_e820_reserved() of kernel, page tables and list; the target is the given map."""
+    plan = state.domain.plan
+    end = state.symbol("__bss_stop") or plan.image.virt_kend
+    kernel = (state.text - START_KERNEL_MAP, end - START_KERNEL_MAP)
+    if not in_one_ram_entry(state.e820, *kernel):
+        raise LinuxPanic("Xen hypervisor allocated kernel memory conflicts with E820 map")
+    tables = tuple(pfn << PAGE_SHIFT for pfn in state.pt_pfns)
+    if not in_one_ram_entry(state.e820, *tables):
+        raise LinuxPanic("Xen hypervisor allocated page table memory conflicts with E820 map")
+    if state.list_outside:
+        first, last = (pfn << PAGE_SHIFT for pfn in state.p2m_frames)
+    else:
+        first = state.pfn(plan.mfn_list) << PAGE_SHIFT
+        last = first + round_up(8 * state.nr_pages, PAGE_SIZE)
+    if not in_one_ram_entry(state.e820, first, last):
+        raise LinuxPanic(
+            f"the P->M list at [{first:#x}, {last:#x}) conflicts with the E820 map: "
+            "xen_relocate_p2m is not modelled"
+        )
+
+
+def _move_out_of_holes(state: BootState, hc: Hypercalls) -> tuple[BootState, int]:
+    """xen_set_identity_and_remap(); also the pages moved or released."""
+    moved, remap_pfn = 0, 0
+    for start, end in holes(state.e820):
+        state, remap_pfn, nr = _treat_hole(state, hc, start, end, remap_pfn or state.max_pfn)
+        moved += nr
+    return state, moved
+
+
+def _treat_hole(
+    state: BootState, hc: Hypercalls, start: int, end: int, remap_pfn: int
+) -> tuple[BootState, int, int]:
+    """xen_set_identity_and_remap_chunk() for the hole of pfns [start, end)."""
+    limit, remaps = state.max_pfn, list(state.remaps)
+    pfn, inclusive = start, state.rules.pfn_range_inclusive
+    while pfn < min(end, limit):
+        remap_pfn, room = find_pfn_range(state.e820, remap_pfn, inclusive=inclusive)
+        nr = min(min(end, limit) - pfn, room)
+        if not nr:
+            hc.memory_op(XENMEM_DECREASE_RESERVATION, pfn=pfn, nr=min(end, limit) - pfn)
+            break
+        _save_groups(state, hc, Remap(pfn, remap_pfn, nr))
+        remaps.append(Remap(pfn, remap_pfn, nr))
+        pfn, remap_pfn = pfn + nr, remap_pfn + nr
+    mapped = min(end, state.max_pfn_mapped + 1) - start
+    if mapped > 0:
+        identity = state.rules.map_holes_identity
+        hc.update_va_mapping(
+            state.va(start), start if identity else None, PAGE_KERNEL if identity else 0, nr=mapped
+        )
+    p2m_size = round_up(state.nr_pages, PAGE_SIZE // 8)
+    identity_pfns = state.identity.add(start, min(end, p2m_size))
+    state = replace(state, remaps=tuple(remaps), identity=identity_pfns)
+    return state, remap_pfn, max(min(end, limit) - start, 0)
+
+
+def _save_groups(state: BootState, hc: Hypercalls, remap: Remap) -> None:
+    """Map each group's first frame, to note the group in it; then the buffer's own frame again."""
+    buffer = state.symbol("xen_remap_buf")
+    groups = _groups(remap)
+    for i in hc.repeat(len(groups)):
+        hc.update_va_mapping(buffer, groups[i].pfn, PAGE_KERNEL, uvmf=UVMF_INVLPG)
+    hc.update_va_mapping(buffer, state.symbol_pfn("xen_remap_buf"), PAGE_KERNEL, uvmf=UVMF_INVLPG)
+
+
+def _groups(remap: Remap) -> list[Remap]:
+    return [
+        Remap(remap.pfn + i, remap.target_pfn + i, min(REMAP_SIZE, remap.nr - i))
+        for i in range(0, remap.nr, REMAP_SIZE)
+    ]

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""paging_init(): struct pages of all sections that hold RAM, mapped in 4 KiB pages.
+
+Models sparse_init() with vmemmap_populate_basepages() (mm/sparse.c, mm/sparse-vmemmap.c); SPEC
+F4b. Of what else Linux allocates before it (ACPI tables, per-cpu areas) nothing is modelled, so
+that the frames taken here are lower in a real boot; numbers and order are not touched by that.
+"""
+
+from dataclasses import replace
+
+from xenpt.abi import ENTRIES, MMUEXT_PIN_L1_TABLE, PAGE_SHIFT, PTE_RW, TABLE_PROT, table_slot
+from xenpt.cost import Cost
+from xenpt.linux.directmap import KERNEL_PTE
+from xenpt.linux.memblock import Regions
+from xenpt.linux.pages import Pages, take_block
+from xenpt.linux.pagetable import PAGE_KERNEL
+from xenpt.linux.state import PMD_SIZE, BootState
+from xenpt.xen.hypercalls import Hypercalls
+
+SECTION_SHIFT = 27  # 128 MiB: 512 pages of struct pages (64 bytes each), one L1 table
+
+
+def paging_init(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]:
+    """Map the vmemmap of each section, one L1 table and 512 entries a section."""
+    sections = Regions.of(
+        (start >> SECTION_SHIFT, ((end - 1) >> SECTION_SHIFT) + 1)
+        for start, end in state.memblock.memory
+    )
+    memblock, data = take_block(state.memblock, sections.size * PMD_SIZE, PMD_SIZE)
+    frame = data >> PAGE_SHIFT
+    pages = Pages(memblock)
+    number, tables = {2: -1, 3: -1}, {4: state.root_pfn}
+    for section, nr in _runs_of_one_l2(state, sections):
+        vaddr = state.rules.vmemmap_start + section * PMD_SIZE
+        for level in (3, 2):
+            if number[level] != vaddr >> (12 + 9 * level):
+                number[level] = vaddr >> (12 + 9 * level)
+                tables[level] = _new_table(state, hc, pages, level, vaddr, tables[level + 1])
+        end = pages.nr + nr
+        for i in hc.repeat(nr):
+            pfn = _new_table(state, hc, pages, 1, vaddr + i * PMD_SIZE, tables[2])
+            if state.rules.set_pte_hypercall:
+                hc.mmu_update(1, pfn, 0, frame + i * ENTRIES, PAGE_KERNEL, nr=ENTRIES)
+        pages.skip(end - pages.nr)
+        frame += nr * ENTRIES
+    ro = Regions.of((*state.ro_frames, *pages.ranges))
+    written = 0 if state.rules.set_pte_hypercall else ENTRIES * sections.size
+    return (
+        replace(state, memblock=pages.memblock, ro_frames=ro),
+        Cost(by_type=dict(hc.by_type), entries_written=written),
+    )
+
+
+def _runs_of_one_l2(state: BootState, sections: Regions) -> list[tuple[int, int]]:
+    """Runs (first section, sections) whose L1 tables are in one L2 table."""
+    runs = []
+    for section, end in sections:
+        while section < end:
+            slot = table_slot(state.rules.vmemmap_start + section * PMD_SIZE, 2)
+            nr = min(end - section, ENTRIES - slot)
+            runs.append((section, nr))
+            section += nr
+    return runs
+
+
+def _new_table(
+    state: BootState, hc: Hypercalls, pages: Pages, level: int, vaddr: int, parent: int | None
+) -> int:
+    """An early page table: allocated, read-only, pinned if of level 1, and hooked in at once."""
+    pfn = pages.next()
+    hc.update_va_mapping(state.va(pfn), pfn, KERNEL_PTE & ~PTE_RW)
+    if level == 1:
+        hc.mmuext_op(MMUEXT_PIN_L1_TABLE, pfn)
+    hc.mmu_update(level + 1, parent, table_slot(vaddr, level + 1), pfn, TABLE_PROT)
+    return pfn

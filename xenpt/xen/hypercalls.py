@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Every hypercall of a guest's early boot goes through one `Hypercalls` object.
+
+It counts them by type, and on demand keeps them in order. One call is one trap of the guest: a
+batch of several calls is one multicall, and a restart of a call that Xen pre-empted is not a call.
+The arguments are those that Xen's checks look at, with guest frames (pfn) in place of machine
+frames, so that the checks can live here and not in the stages.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from xenpt.abi import (
+    MMU_MACHPHYS_UPDATE,
+    MMU_NORMAL_PT_UPDATE,
+    MMUEXT_PIN_L1_TABLE,
+    PAGE_SHIFT,
+    PTE_RW,
+    TABLE_PROT,
+    UVMF_NONE,
+    table_slot,
+)
+from xenpt.cost import HYPERCALL_TYPES
+from xenpt.extents import Runs
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """`nr` calls in a row; call i has the next page, slot and frame of call i - 1.
+
+    :ivar op: one of cost.HYPERCALL_TYPES
+    :ivar command: the mmuext or memory_op command, or the low bits of mmu_update's pointer
+    :ivar vaddr: update_va_mapping: virtual address; call i is 4096 * i further
+    :ivar table: mmu_update: frame of the table page, None for the M2P or where it is unknown
+    :ivar slot: mmu_update: position of the entry in its table, or the pfn that an M2P entry
+        gets; call i is i further
+    :ivar level: mmu_update: level of the table
+    :ivar pfn: frame that the new entry maps, or that the command is about, named by its pfn at
+        the start of the boot; None for neither
+    :ivar step: call i has frame pfn + i * step
+    :ivar flags: entry bits without the frame; 0 with pfn None is an empty entry
+    :ivar uvmf: update_va_mapping: what to flush
+    :ivar batched: one of the calls of a multicall, which is not a trap of its own
+    """
+
+    op: str
+    nr: int = 1
+    command: int = 0
+    vaddr: int | None = None
+    table: int | None = None
+    slot: int = 0
+    level: int = 0
+    pfn: int | None = None
+    step: int = 1
+    flags: int = 0
+    uvmf: int = UVMF_NONE
+    batched: bool = False
+
+    def each(self) -> Iterator["Call"]:
+        """The calls one by one."""
+        for i in range(self.nr):
+            yield replace(
+                self,
+                nr=1,
+                vaddr=None if self.vaddr is None else self.vaddr + (i << PAGE_SHIFT),
+                slot=self.slot + i if self.op == "mmu_update" else self.slot,
+                pfn=None if self.pfn is None else self.pfn + i * self.step,
+            )
+
+
+class Hypercalls:
+    """The guest's side of the hypercall page.
+
+    :ivar by_type: traps by type
+    :ivar mmuext: mmuext operations by command, those inside a multicall included
+    :ivar log: the calls in order, or None if they are only counted
+    """
+
+    def __init__(self, *, record: bool = False) -> None:
+        self.by_type = dict.fromkeys(HYPERCALL_TYPES, 0)
+        self.mmuext: dict[int, int] = {}
+        self.log: list[Call] | None = [] if record else None
+        self._times = 1
+        self._batch: list[Call] | None = None
+
+    def update_va_mapping(
+        self, vaddr: int | None, pfn: int | None, flags: int, *, nr: int = 1, uvmf: int = UVMF_NONE
+    ) -> None:
+        """Set the L1 entries that map `nr` pages from `vaddr` to consecutive frames from `pfn`."""
+        self._issue(Call("update_va_mapping", nr, vaddr=vaddr, pfn=pfn, flags=flags, uvmf=uvmf))
+
+    def mmu_update(
+        self,
+        level: int,
+        table: int | None,
+        slot: int,
+        pfn: int | None,
+        flags: int,
+        *,
+        nr: int = 1,
+        step: int = 1,
+    ) -> None:
+        """Set `nr` consecutive entries of a table, one call each; pfn None with flags 0 clears."""
+        self._issue(
+            Call(
+                "mmu_update",
+                nr,
+                MMU_NORMAL_PT_UPDATE,
+                table=table,
+                slot=slot,
+                level=level,
+                pfn=pfn,
+                flags=flags,
+                step=step,
+            )
+        )
+
+    def machphys_update(self, frame: int, pfn: int) -> None:
+        """Set the M2P entry of what was the frame of pfn `frame` to `pfn`."""
+        self._issue(Call("mmu_update", 1, MMU_MACHPHYS_UPDATE, pfn=frame, slot=pfn))
+
+    def mmuext_op(self, command: int, pfn: int | None = None) -> None:
+        """One mmuext operation (MMUEXT_...) on the frame `pfn`."""
+        self._issue(Call("mmuext_op", 1, command, pfn=pfn))
+
+    def memory_op(self, command: int, *, pfn: int | None = None, nr: int = 1) -> None:
+        """`nr` memory operations (XENMEM_...), about consecutive frames from `pfn` if given."""
+        self._issue(Call("memory_op", nr, command, pfn=pfn))
+
+    def hook_tables(self, tables: Runs, parents: np.ndarray, page_offset: int) -> None:
+        """Early boot's new page tables, in order: made read-only, pinned if of level 1, hooked in.
+
+        :param tables: RUN rows of tables; no row crosses a table of its parent's level
+        :param parents: frame of the parent of each row
+        :param page_offset: virtual start of the direct map, through which they become read-only
+
+        Models xen_alloc_pte_init, xen_alloc_pmd_init and set_pmd, set_pud, set_pgd behind them.
+        """
+        if self.log is None:
+            nr = int(tables["nr"].sum())
+            nr_l1 = int(tables["nr"][tables["level"] == 1].sum())
+            self._count("update_va_mapping", nr)
+            self._count("mmu_update", nr)
+            self._count_mmuext(MMUEXT_PIN_L1_TABLE, nr_l1)
+            self._count("mmuext_op", nr_l1)
+            return
+        for row, parent in zip(tables, parents, strict=True):
+            level, slot = (
+                int(row["level"]),
+                table_slot(int(row["vpn"]) << PAGE_SHIFT, int(row["level"]) + 1),
+            )
+            for i in range(int(row["nr"])):
+                pfn = int(row["pfn"]) + i * int(row["step"])
+                self.update_va_mapping(
+                    page_offset + (pfn << PAGE_SHIFT), pfn, int(row["flags"]) & ~PTE_RW
+                )
+                if level == 1:
+                    self.mmuext_op(MMUEXT_PIN_L1_TABLE, pfn)
+                self.mmu_update(level + 1, int(parent), slot + i, pfn, TABLE_PROT)
+
+    @contextmanager
+    def multicall(self) -> Iterator[None]:
+        """The calls of the block are one trap; a single one is issued as itself (xen_mc_flush)."""
+        self._batch = []
+        yield
+        batch, self._batch = self._batch, None
+        if len(batch) == 1:
+            self._issue(batch[0])
+        elif batch:
+            self._issue(Call("multicall"))
+            for call in batch:
+                self._issue(replace(call, batched=True))
+
+    def repeat(self, nr: int) -> Iterator[int]:
+        """Steps 0 .. nr-1 of a loop whose steps issue the same types of calls.
+
+        When calls are recorded every step is taken; else the first alone, counted `nr` times.
+        """
+        if self.log is not None or nr <= 1:
+            yield from range(nr)
+            return
+        self._times *= nr
+        yield 0
+        self._times //= nr
+
+    def _issue(self, call: Call) -> None:
+        if self._batch is not None:
+            self._batch.append(call)
+            return
+        if not call.batched:
+            self._count(call.op, call.nr)
+        if call.op == "mmuext_op":
+            self._count_mmuext(call.command, call.nr)
+        if self.log is not None and call.nr:
+            self.log.append(call)
+
+    def _count(self, op: str, nr: int) -> None:
+        self.by_type[op] += nr * self._times
+
+    def _count_mmuext(self, command: int, nr: int) -> None:
+        self.mmuext[command] = self.mmuext.get(command, 0) + nr * self._times
