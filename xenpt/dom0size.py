@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from xenpt.abi import PAGE_SHIFT, PAGE_SIZE, pfn_up, round_up
 from xenpt.eras import Era
 from xenpt.errors import UsageError
-from xenpt.inputs.config import Host, Ram, parse_dom0_mem
+from xenpt.inputs.config import Dom0Mem, Host, Ram, parse_dom0_mem
 from xenpt.inputs.kernel import Kernel
 
 FRAME_TABLE_ENTRY = 32  # sizeof(struct page_info) without BIGMEM (SPEC G)
@@ -80,10 +80,9 @@ def _frame_table_pages(usable: list[tuple[int, int]]) -> int:
     step = FRAMES_PER_FRAME_TABLE_CHUNK
     whole = PAGES_PER_CHUNK * _groups(usable, step)
     # The last chunk ends with the last frame, unless a large page wastes next to nothing.
-    last_frames = max(end for _, end in usable) % step
-    last_pages = pfn_up(last_frames * FRAME_TABLE_ENTRY)
-    if last_frames and last_pages + WASTE_PAGES < PAGES_PER_CHUNK:
-        whole -= PAGES_PER_CHUNK - last_pages
+    last_bytes = max(end for _, end in usable) % step * FRAME_TABLE_ENTRY
+    if 0 < last_bytes < (PAGES_PER_CHUNK - WASTE_PAGES) * PAGE_SIZE:
+        whole -= PAGES_PER_CHUNK - pfn_up(last_bytes)
     return whole
 
 
@@ -102,20 +101,20 @@ def dom0_compute_nr_pages(
     :param available: pages that Xen would find free, modules included; from the host if None
     :raises UsageError: a dom0_mem text that Xen refuses; a host whose memory is unknown
 
-    Models dom0_compute_nr_pages() in xen/arch/x86/dom0_build.c; without shadow paging.
+    Models dom0_compute_nr_pages() in xen/arch/x86/dom0_build.c.
     """
     notices: list[str] = []
     if dom0_mem is not None and host.pv_shim:
         notices.append("Ignoring dom0_mem param in pv-shim mode")
         dom0_mem = None
-    option = parse_dom0_mem(dom0_mem or "0", percent=era.dom0_mem_percent)
+    option = parse_dom0_mem("0" if dom0_mem is None else dom0_mem, percent=era.dom0_mem_percent)
     if available is None:
         available = _available(host)
     avail = max(0, available - _kept_for_later(kernel, host, era))
-    reserve = SHIM_RESERVE if host.pv_shim else min(avail // 16, DEFAULT_RESERVE)
+    if host.shadow:
+        avail = max(0, avail - paging_pages(_clamped(option, avail, host), host.max_vcpus))
+    nr_pages = _clamped(option, avail, host)
     min_pages, max_pages = option.min.of(avail), option.max.of(avail)
-    nr_pages = option.amount.of(avail) or avail - reserve
-    nr_pages = min(max(nr_pages, min_pages), max_pages, avail)
     may_clip = not option.amount.is_absolute and (
         not option.min.is_absolute or nr_pages > min_pages
     )
@@ -125,6 +124,19 @@ def dom0_compute_nr_pages(
             nr_pages = max(clipped, min_pages) if option.min.is_absolute else clipped
             notices.append(f"Dom0 memory clipped to {nr_pages} pages")
     return Dom0Size(nr_pages, min(max_pages, MAX_PAGES), tuple(notices))
+
+
+def _clamped(option: Dom0Mem, avail: int, host: Host) -> int:
+    """The amount within its bounds: max wins over min, what is available over both."""
+    reserve = SHIM_RESERVE if host.pv_shim else min(avail // 16, DEFAULT_RESERVE)
+    nr_pages = option.amount.of(avail) or avail - reserve
+    return min(max(nr_pages, option.min.of(avail)), option.max.of(avail), avail)
+
+
+def paging_pages(nr_pages: int, max_vcpus: int) -> int:
+    """Pages of the shadow pool of a PV dom0: 1 MiB a vCPU and 4 KiB a MiB (dom0_paging_pages)."""
+    kib = 4 * (256 * max_vcpus + (nr_pages * 4 >> 10))
+    return -(-kib // 1024) << 8
 
 
 def _available(host: Host) -> int:
@@ -139,7 +151,8 @@ def _kept_for_later(kernel: Kernel, host: Host, era: Era) -> int:
     per_vcpu = 1 if kernel.bits == 64 else 2  # struct vcpu, and a monitor L4
     kept = (host.max_vcpus - 1) * per_vcpu
     if host.iommu and era.iommu_reserve:
-        max_pdx = max(ram.end for ram in host.map or () if ram.type == "usable") >> PAGE_SHIFT
+        ends = [ram.end for ram in host.map or () if ram.type == "usable"]
+        max_pdx = max(ends, default=0) >> PAGE_SHIFT
         kept += sum(max_pdx >> shift for shift in range(9, 64, 9))
     return kept
 

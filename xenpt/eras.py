@@ -12,6 +12,12 @@ from xenpt.errors import UsageError
 
 FIRST, LAST = (3, 0, 0), (4, 22, 0)  # releases that were looked at; newer ones behave as the last
 
+#: First release that unpacks a bzImage's payload of that codec; 4.1.5 got xz before 4.2 had it.
+PAYLOADS = {
+    "none": (3, 4, 0), "gzip": (3, 4, 0), "bzip2": (4, 0, 0), "lzma": (4, 0, 0), "lzo": (4, 1, 0),
+    "xz": (4, 1, 5), "lz4": (4, 4, 0), "zstd": (4, 15, 0),
+}  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class Era:
@@ -47,6 +53,10 @@ class Era:
     prints_empty: bool
     # 51ad90aea2 (4.4): panic texts lose their full stop.
     panic_stop: str
+    # e2b1ebf4de (3.4.0-rc1) bzImage; codecs of its payload as xen/common/decompress.c has them.
+    payloads: frozenset[str]
+    # What libelf says of a payload that it was handed packed; reworded in 4.8.
+    no_elf_text: str
     # 4.15 turns this panic into an error that the builder returns.
     hv_start_panics: bool
     # 4.16: a 32-bit kernel on a Xen without CONFIG_PV32 is told so, not only that it does not fit.
@@ -104,6 +114,8 @@ def era_of(xen: str) -> Era:
         prints_rings=since((4, 11, 0)),
         prints_empty=not since((4, 16, 0)),
         panic_stop="" if since((4, 4, 0)) else ".",
+        payloads=frozenset(name for name, first in PAYLOADS.items() if since(first)),
+        no_elf_text=f"{'ELF' if since((4, 8, 0)) else 'elf_init'}: not an ELF binary",
         hv_start_panics=not since((4, 15, 0)),
         names_missing_pv32=since((4, 16, 0)),
         construct_panic=_construct_panic(version),

@@ -61,6 +61,8 @@ def _kernel(plan: Plan) -> Failure | None:
 def kernel_refusal(plan: Plan) -> str | None:
     """Why this Xen will not have this kernel as dom0, in its words; None if it will."""
     kernel, host, era = plan.image, plan.host, plan.era
+    if kernel.payload is not None and kernel.payload not in era.payloads:
+        return era.no_elf_text
     compatible = kernel.machine == natural_machine(kernel.bits) and not kernel.big_endian
     if kernel.bits == 32:
         if not host.pv32 and era.names_missing_pv32:
@@ -134,7 +136,7 @@ def _room_for_list(plan: Plan, start: int, end: int) -> bool:
     """
     if start >= end:
         return True
-    leaf, mapped = plan.host.superpages, plan.total
+    leaf, mapped = plan.host.largest_leaf, plan.total
     before = list_shape(start, last_leaf_start(start, end, leaf=leaf), leaf=leaf, mapped=mapped)
     data = list_shape(start, end, leaf=leaf, mapped=mapped).nr_data_pages
     return plan.first_p2m_pfn + data + before.nr_tables + TABLE_RESERVE <= plan.nr_pages

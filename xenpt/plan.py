@@ -62,7 +62,7 @@ def plan_dom0(
     p2m, shape = layout.p2m, ListShape(0, 0, 0, 0, 0, 0)
     if list_base is not None:
         p2m = (list_base, list_base + list_bytes)
-        shape = list_shape(p2m[0], p2m[1] % _WORD, leaf=host.superpages, mapped=layout.total)
+        shape = list_shape(p2m[0], p2m[1] % _WORD, leaf=host.largest_leaf, mapped=layout.total)
     initrd = layout.initrd if layout.initrd and initrd_bytes else None
     initrd_pages = pfn_up(initrd_bytes) if era.initrd_in_place else 0
     chunk = 1 << layout.alloc_order

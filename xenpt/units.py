@@ -8,7 +8,9 @@ from xenpt.abi import PAGE_SHIFT, PAGE_SIZE
 from xenpt.errors import UsageError
 
 _SHIFTS = {"": 0, "B": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50}
-_SIZE = re.compile(r"(0x[0-9a-f]+|\d+(?:\.\d+)?)\s*([kmgtp]?)(i?b)?", re.IGNORECASE)
+_SIZE = re.compile(
+    r"(0x[0-9a-f]{1,40}|[0-9]{1,40}(?:\.[0-9]{1,40})?)\s*([kmgtp]?)(i?b)?", re.IGNORECASE
+)
 _LIMIT = 1 << 64
 
 

@@ -12,7 +12,9 @@ from xenpt.units import pages
 
 LEAF_SIZES = ("4k", "2m", "1g")
 _WORD = (1 << 64) - 1
-_AMOUNT = re.compile(r"(?:0[xX](?P<hex>[0-9a-fA-F]+)|(?P<number>\d+))(?P<unit>[tTgGmMkKbB%]?)")
+_AMOUNT = re.compile(
+    r"(?:0[xX](?P<hex>[0-9a-fA-F]{1,40})|(?P<number>[0-9]{1,40}))(?P<unit>[tTgGmMkKbB%]?)"
+)
 _AMOUNT_SHIFTS = {"T": 40, "G": 30, "M": 20, "K": 10, "B": 0, "": 10}
 _XEN_E820 = re.compile(r"\[([0-9a-f]{16}), ([0-9a-f]{16})\] (\([^)]+\)|type \d+)")
 _OLD_XEN_E820 = re.compile(r"\b([0-9a-f]{16}) - ([0-9a-f]{16}) (\([^)]+\)|type \d+)")
@@ -38,6 +40,7 @@ class Host:
     :ivar e820: the machine's map as Xen prints it, or None for one RAM entry [0, memory)
     :ivar max_vcpus: of dom0
     :ivar iommu: IOMMU tables are kept for dom0 (not off, not passthrough)
+    :ivar shadow: dom0 may be shadowed (pv-l1tf=dom0): memory for that, and no 1 GiB leaf; Xen 4.12
     :ivar pv_shim: Xen itself runs in a guest, for one PV guest of its own
     :ivar pv32: built with CONFIG_PV32: 32-bit PV guests, and a second M2P for them
     :ivar pm_bits: power management bits that start_info's flags carry (3: P and C states)
@@ -49,6 +52,7 @@ class Host:
     e820: tuple[Ram, ...] | None = None
     max_vcpus: int = 1
     iommu: bool = False
+    shadow: bool = False
     pv_shim: bool = False
     pv32: bool = True
     pm_bits: int = 3
@@ -59,6 +63,11 @@ class Host:
         if self.e820 is not None or self.memory is None:
             return self.e820
         return flat_e820(self.memory)
+
+    @property
+    def largest_leaf(self) -> str:
+        """Largest leaf that Xen uses for the P->M list; shadow code has no 1 GiB (96f6ee15ad)."""
+        return "2m" if self.shadow and self.superpages == "1g" else self.superpages
 
     def __post_init__(self) -> None:
         memory: object = self.memory
