@@ -28,6 +28,7 @@ PAE = replace(
     entry=0xC3079000,
     init_p2m=None,
     hv_start_low=None,
+    payload=None,
 )
 
 

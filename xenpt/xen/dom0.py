@@ -107,7 +107,7 @@ def build(plan: Plan, *, p2m: P2M | None = None, shared_info: int = 0) -> Domain
     if plan.panic:
         raise PanicError(plan.panic)
     initial = _initial_mapping(plan)
-    p2m_map = setup_pv_physmap(plan, initial) if plan.nr_p2m_frames else None
+    p2m_map = setup_pv_physmap(plan, initial) if plan.list_outside else None
     return Domain(plan, initial, p2m_map, p2m, shared_info)
 
 
@@ -157,7 +157,7 @@ def _initial_leaves(plan: Plan) -> Runs:
     base = image.virt_kstart - image.paddr[0]
     written = [(base + paddr, base + paddr + memsz) for paddr, _, memsz in image.segments]
     written.append(plan.start_info)
-    if not plan.nr_p2m_frames:
+    if not plan.list_outside:
         written.append(plan.p2m)
     dirty = [(start & -PAGE_SIZE, abi.round_up(end, PAGE_SIZE)) for start, end in written]
     prot = abi.L1_PROT_DOM0 if image.bits == 64 else abi.L1_PROT_COMPAT
@@ -186,7 +186,7 @@ def setup_pv_physmap(plan: Plan, initial: Mapping) -> Mapping:
     prot = abi.L1_PROT_DOM0 | abi.PTE_DIRTY
     rows = [
         (vaddr >> PAGE_SHIFT, 0, nr, 0, level, prot | (abi.PTE_PSE if level > 1 else 0))
-        for level, vaddr, nr in leaf_runs(*plan.p2m, leaf=plan.host.superpages)
+        for level, vaddr, nr in leaf_runs(*plan.p2m, leaf=plan.host.largest_leaf)
     ]
     return map_on_demand(make_runs(rows), plan.first_p2m_pfn, existing=initial.tables)
 
