@@ -77,6 +77,13 @@ def test_dom0_mem_that_xen_refuses(text, reason):
     assert str(caught.value) == f"dom0_mem {text!r}: {reason}"
 
 
+def test_one_page_is_an_absolute_wish_and_a_percentage_is_none():
+    assert MemSize(1).is_absolute
+    assert MemSize(1, 10).is_absolute
+    assert not MemSize(percent=10).is_absolute
+    assert not MemSize(1, minus=True).is_absolute
+
+
 def test_percentages_are_refused_by_xen_before_4_12():
     with pytest.raises(UsageError, match=r"dom0_mem '10%': percentages need Xen 4\.12 or later"):
         parse_dom0_mem("10%", percent=False)

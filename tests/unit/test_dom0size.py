@@ -132,6 +132,13 @@ def test_clip_counts_a_mapped_initrd():
     assert old.nr_pages == 129368064 - 512  # Xen 4.0 maps every initrd
 
 
+def test_32_bit_kernel_may_fill_its_4_gib_to_the_last_byte():
+    # 2 * (kend + 4 N) - virt_base == 2^32
+    fits = (0x100000000 + 0xC0000000 - 2 * 0xC0800000) // 8
+    assert not size("-0", fits, kernel=COMPAT).notices
+    assert size("-0", fits + 1, kernel=COMPAT).notices
+
+
 def test_clip_of_a_32_bit_kernel_ends_at_4_gib():
     # (2^32 - 0xc0800000) / 8 = 133169152 pages of 4-byte entries
     found = size(None, 1 << 29, kernel=COMPAT)
@@ -152,6 +159,11 @@ def test_host_of_golden_case_m520g():
     )
     assert (memory.ram, memory.frame_table, memory.m2p) == (137363326, 1073152, 268288)
     assert memory.available == 136020943
+
+
+def test_ranges_within_one_group_of_frames_share_its_tables():
+    memory = host_memory((Ram(0, 0x9F000), Ram(0x100000, 0x200000), Ram(0x300000, 0x10000000)))
+    assert (memory.frame_table, memory.m2p) == (512, 512)
 
 
 def test_tables_of_a_flat_host_by_hand():

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from xenpt.arrangement import JSON_KEYS, UNKNOWN_ADDRESS
+from xenpt.arrangement import JSON_KEYS, UNKNOWN_ADDRESS, kernel_lines
 from xenpt.errors import UsageError
 from xenpt.inputs.config import Host
 from xenpt.inputs.kernel import Kernel, default_kernel
@@ -112,6 +112,21 @@ def test_clipped_dom0_says_so_before_it_panics():
     assert str(plan) == (
         "Dom0 memory clipped to 129368064 pages\nNot enough RAM for domain 0 allocation"
     )
+
+
+def test_clip_through_the_plan_counts_a_mapped_initrd():
+    kernel = replace(LEGACY, mod_start_pfn=False)
+    plan = plan_dom0(kernel, Host(memory="1T"), initrd_bytes=4097)
+    assert plan.nr_pages == 129368064 - 512
+
+
+def test_symbol_table_starts_at_the_next_word_behind_the_image():
+    kernel = replace(DEFAULT, virt_kend=KA + 0x4B00000, paddr=(0x1000000, 0x49FFFF9))
+    lines = kernel_lines(plan_dom0(kernel, nr_pages=262144))
+    assert lines[1:] == [" Dom0 symbol map 0x4a00000 -> 0x4b00000"]
+    compat = replace(COMPAT, virt_kend=0xC0700000, paddr=(0x100000, 0x679B01))
+    lines = kernel_lines(plan_dom0(compat, nr_pages=262144))
+    assert lines[1:] == [" Dom0 symbol map 0x679b04 -> 0x700000"]
 
 
 def test_memory_alone_is_exact_and_with_a_host_goes_through_xen():
