@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What each Xen release's dom0 builder does differently, as named flags.
 
-Commits are those of xen.git; "first release" was read from its tags, and HISTORY.md section 1
-lists most of them. Where a real log says otherwise, the log is followed and named.
+Commits are those of xen.git; the release in brackets is the first whose tag contains the commit,
+for 3.x the release candidates' tags. What has no commit was read from the releases' sources.
 """
 
 import re
@@ -26,7 +26,7 @@ class Era:
     # The version that was asked for, (major, minor, patch).
     version: tuple[int, int, int]
     # c6d8d541e9 (3.4.0-rc1): INIT_P2M is honoured, and start_info grows from 1152 to 1168 bytes.
-    # HISTORY.md says 4.0; the 3.4.1-rc7 record of boot-logs already prints the larger struct.
+    # The log of a 3.4.1-rc7 (golden record dom0-19) prints the larger struct.
     init_p2m: bool
     start_info_bytes: int
     # 70c2e55854 (3.2) gbl_caps, 9cf11fdcd9 (4.13) ext_lfb_base: what the printed end adds.

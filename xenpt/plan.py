@@ -22,6 +22,7 @@ from xenpt.panics import first_failure
 __all__ = ["Plan", "plan_dom0"]
 
 DIRECT_MAP_PAGES = 1 << 34  # 64 TiB: Linux' MAXMEM of 2^46 bytes (SPEC G3)
+LIST_FIELDS = frozenset({"first_p2m_pfn", "nr_p2m_frames"})  # of start_info, from Xen 3.4
 _WORD = 1 << 64
 
 
@@ -102,6 +103,7 @@ def plan_dom0(
         max_pages=size.max_pages,
         list_outside=list_base is not None,
         notices=size.notices + _list_notice(kernel, era),
+        undecided=frozenset() if era.init_p2m else LIST_FIELDS,
     )
     return _judged(replace(plan, beyond=_beyond(plan)))
 
@@ -126,7 +128,7 @@ def _judged(plan: Plan) -> Plan:
         panic=failure.panic,
         complaint=failure.complaint,
         arranged=failure.arranged,
-        undecided=failure.undecided,
+        undecided=plan.undecided | failure.undecided,
         notices=plan.notices if failure.sized else (),
     )
 

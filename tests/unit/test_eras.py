@@ -37,7 +37,7 @@ def test_xen_2_is_not_modelled():
 
 
 SET_UP, CONSTRUCT = "Could not set up DOM0 guest OS", "Could not construct domain 0"
-# Each flag at the last release without its change and the first with it (HISTORY section 1).
+# Each flag at the last release without its change and the first with it.
 CHANGES = [
     ("init_p2m", "3.3", False, "3.4", True),
     ("start_info_bytes", "3.3.2", 1152, "3.4.0", 1168),

@@ -258,6 +258,14 @@ def test_json_of_a_panic_has_null_for_what_xen_never_decided():
     assert found["total"][1] - found["total"][0] > 1 << 30
 
 
+def test_start_info_of_xen_before_3_4_does_not_speak_of_list_frames():
+    kernel = replace(DEFAULT, payload=None)
+    old = plan_dom0(kernel, Host(xen="3.3"), nr_pages=262144).as_dict()
+    assert (old["first_p2m_pfn"], old["nr_p2m_frames"]) == (None, None)
+    new = plan_dom0(kernel, Host(xen="3.4"), nr_pages=262144).as_dict()
+    assert (new["first_p2m_pfn"], new["nr_p2m_frames"]) == (32768, 514)
+
+
 def test_block_marks_machine_addresses_that_no_host_determines():
     plan = plan_dom0(DEFAULT, nr_pages=262144, initrd_bytes=1)
     unknown = f"{UNKNOWN_ADDRESS}->{UNKNOWN_ADDRESS}"
