@@ -14,19 +14,22 @@ if TYPE_CHECKING:
     from xenpt.inputs.kernel import Kernel, default_kernel, read_kernel
     from xenpt.plan import Plan, plan_dom0
     from xenpt.units import pages, sizes
+    from xenpt.xen.dom0 import Domain, build
 
     __version__: str
 
 __all__ = [
-    "Cost", "Guest", "Host", "Kernel", "Plan", "__version__", "default_kernel", "pages",
-    "plan_dom0", "read_kernel", "sizes",
+    "Cost", "Domain", "Guest", "Host", "Kernel", "Plan", "__version__", "build",
+    "default_kernel", "pages", "plan_dom0", "read_kernel", "sizes",
 ]  # fmt: skip
 _HOMES = {
     "Cost": "cost",
+    "Domain": "xen.dom0",
     "Guest": "inputs.config",
     "Host": "inputs.config",
     "Kernel": "inputs.kernel",
     "Plan": "plan",
+    "build": "xen.dom0",
     "default_kernel": "inputs.kernel",
     "pages": "units",
     "plan_dom0": "plan",

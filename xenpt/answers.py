@@ -4,19 +4,27 @@
 import re
 import stat
 from argparse import Namespace
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from xenpt import timing
+from xenpt.boottexts import boot_report, cleanup_report, founding_report, panic_report
 from xenpt.errors import InputError, UsageError
 from xenpt.inputs.config import Host, read_e820
 from xenpt.inputs.kernel import Kernel, default_kernel, read_kernel
+from xenpt.linux import PROFILES, SEED, Boot, Cleanup, LinuxRules, free_initial_p2m
 from xenpt.plan import Plan, plan_dom0
 from xenpt.report import Report
 from xenpt.texts import kernel_report, plan_report
 from xenpt.units import pages, parse_size
+from xenpt.xen.dom0 import build
 
 YES, NO = 0, 1  # exit statuses
+FOUNDING_SIZE = "600G"
+SWEEP_SIZES = ("64G", "512G", "600G", "1T", "4T", "12T")
+BUILDER_LEAVES = {"toolstack": "4k", "dom0": "1g"}  # largest leaf that each uses for the list
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +54,77 @@ def plan(options: Namespace) -> Answer:
     return Answer(found.as_dict(), plan_report(found), NO if found.panic else YES)
 
 
+def boot(options: Namespace) -> Answer:
+    """`xenpt boot MEMORY`: does it boot, through which stages, at what cost?"""
+    rules = _rules(options.linux)
+    planned = _plan(options)
+    if planned.panic:
+        return Answer(_panicked_boot(planned), panic_report(planned, rules.name), NO)
+    booted = Boot(build(planned), rules=rules, e820=planned.host.map).run()
+    data = booted.as_dict()
+    if data["cleanup"] is not None:
+        data["cleanup"] |= _chosen(planned)
+    return Answer(data, boot_report(booted), NO if booted.panic else YES)
+
+
+def cleanup(options: Namespace) -> Answer:
+    """`xenpt cleanup MEMORY`: what does freeing the initial P->M list cost?"""
+    rules = _rules(options.linux)
+    planned = _plan(options)
+    if planned.panic:
+        panic = {"profile": rules.name, **_chosen(planned), "panic": planned.panic}
+        return Answer(panic, panic_report(planned, rules.name), NO)
+    domain = build(planned)
+    freed = free_initial_p2m(domain, rules=rules)
+    variants = Boot(domain, rules=rules).variants
+    others = {leaf: variant.as_dict() for leaf, variant in variants.items()}
+    data = {**freed.as_dict(), **_chosen(planned), "panic": None, "variants": others}
+    return Answer(data, cleanup_report(planned, freed, variants))
+
+
+def founding_question(_: Namespace) -> Answer:
+    """The bare command: a dom0 of 600 GiB, without and with INIT_P2M, and the cost of its list."""
+    image, nr_pages = default_kernel(), pages(FOUNDING_SIZE)
+    without = plan_dom0(replace(image, init_p2m=None), nr_pages=nr_pages)
+    booted = Boot(build(plan_dom0(image, nr_pages=nr_pages)), rules=SEED).run()
+    sweep = {leaf: list(_small_sweep(image, leaf)) for leaf in BUILDER_LEAVES.values()}
+    data = {
+        "without_init_p2m": _panicked_boot(without),
+        "with_init_p2m": booted.as_dict(),
+        "cleanup": [
+            {"nr_pages": planned.nr_pages, **freed.as_dict(), **_chosen(planned, builder)}
+            for builder, leaf in BUILDER_LEAVES.items()
+            for planned, freed in sweep[leaf]
+        ],
+        "modelled": timing.constants(),
+    }
+    return Answer(data, founding_report(without, booted, sweep))
+
+
+def _small_sweep(image: Kernel, leaf: str) -> Iterator[tuple[Plan, Cleanup]]:
+    for size in SWEEP_SIZES:
+        planned = plan_dom0(image, Host(superpages=leaf), nr_pages=pages(size))
+        yield planned, free_initial_p2m(build(planned), rules=SEED)
+
+
+def _panicked_boot(planned: Plan) -> dict[str, Any]:
+    """The `boot` object of a dom0 that Xen does not build."""
+    return {
+        "verdict": "panics",
+        "panic": planned.panic,
+        "plan": planned.as_dict(),
+        "stages": [],
+        "cleanup": None,
+        "memblock": {},
+        "beyond": planned.beyond,
+    }
+
+
+def _chosen(planned: Plan, builder: str = "dom0") -> dict[str, Any]:
+    """What tells one cleanup from another, besides the profile."""
+    return {"builder": builder, "p2m_leaf": planned.host.superpages}
+
+
 # --- Options -> objects ------------------------------------------------------------------------
 
 
@@ -61,6 +140,12 @@ def _plan(options: Namespace) -> Plan:
         dom0_mem=options.dom0_mem,
         initrd_bytes=_initrd_bytes(options.initrd),
     )
+
+
+def _rules(profile: str) -> LinuxRules:
+    if profile not in PROFILES:
+        raise UsageError(f"Linux profile {profile!r}: expected one of {', '.join(PROFILES)}")
+    return PROFILES[profile]
 
 
 def _host(options: Namespace) -> Host:

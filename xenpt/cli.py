@@ -23,6 +23,10 @@ from xenpt.report import coloured, plain
 QUESTIONS = {
     "Will it boot?": {
         "plan": "where will everything be? prints Xen's own arrangement block",
+        "boot": "does it boot, through which stages, at what cost?",
+    },
+    "What does it cost?": {
+        "cleanup": "what does freeing the initial P->M list cost?",
     },
     "What is in this file?": {
         "kernel": "what does this kernel ask of Xen? (ELF or bzImage)",
@@ -30,6 +34,7 @@ QUESTIONS = {
 }
 ABOUT = """\
 Build, boot and tear down the page tables of a Xen PV guest of any size.
+Without a command: the question that began it, answered for a dom0 of 600 GiB.
 """
 NOTES = """\
 sizes: 600G, 2TiB, 1234567K, 1.5T, 0x40000000 (bytes); K M G T P are powers of two
@@ -62,11 +67,7 @@ def run(arguments: Sequence[str]) -> int:
     :raises XenptError: bad usage, unreadable input, output that cannot be written
     :raises StoppedError: a signal
     """
-    whole = parser()
-    options = whole.parse_args(_joined(arguments))
-    if options.command is None:
-        output.write(whole.format_help())
-        return 0
+    options = parser().parse_args(_joined(arguments))
     from xenpt import answers
 
     with _warnings_as_lines(quiet=options.quiet):
@@ -154,9 +155,8 @@ def parser() -> Parser:
         allow_abbrev=False,
     )
     whole.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
-    _add_kernel_options(whole, keep=False)
     _add_output_options(whole, keep=False)
-    whole.set_defaults(command=None)
+    whole.set_defaults(command="founding_question")
     commands = whole.add_subparsers(metavar="COMMAND", help=argparse.SUPPRESS)
     for name, question in _commands().items():
         argument = "FILE" if name == "kernel" else "MEMORY"
@@ -177,7 +177,7 @@ def parser() -> Parser:
                 nargs="?",
                 help="ELF, bzImage or JSON; without it, the shipped default kernel",
             )
-            _add_system_map(command, keep=True)
+            _add_system_map(command)
         else:
             command.add_argument(
                 "memory",
@@ -185,7 +185,7 @@ def parser() -> Parser:
                 nargs="?",
                 help="size of the guest; with --host, what dom0 asks for",
             )
-            _add_kernel_options(command, keep=True)
+            _add_kernel_options(command)
             _add_guest_options(command)
         _add_output_options(command, keep=True)
     return whole
@@ -214,30 +214,23 @@ def _add_guest_options(command: Parser) -> None:
     )
 
 
-def _add_kernel_options(command: Parser, *, keep: bool) -> None:
+def _add_kernel_options(command: Parser) -> None:
     kernel = command.add_argument_group("the guest's kernel")
     kernel.add_argument(
         "--kernel",
         metavar="FILE",
-        default=argparse.SUPPRESS if keep else None,
         help="ELF, bzImage or the JSON of xenpt kernel --json; default: Debian's 6.1.0-56-amd64",
     )
-    _add_system_map(kernel, keep=keep)
-    if keep:
-        kernel.add_argument(
-            "--no-init-p2m",
-            action="store_true",
-            help="as if it had no INIT_P2M note: the P->M list lies in the initial mapping",
-        )
-
-
-def _add_system_map(group: Any, *, keep: bool) -> None:
-    group.add_argument(
-        "--system-map",
-        metavar="FILE",
-        default=argparse.SUPPRESS if keep else None,
-        help="its symbols, where the image has none",
+    _add_system_map(kernel)
+    kernel.add_argument(
+        "--no-init-p2m",
+        action="store_true",
+        help="as if it had no INIT_P2M note: the P->M list lies in the initial mapping",
     )
+
+
+def _add_system_map(group: argparse._ActionsContainer) -> None:
+    group.add_argument("--system-map", metavar="FILE", help="symbols, where the image has none")
 
 
 def _add_output_options(command: Parser, *, keep: bool) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Answers in words: kernels, plans, boots and cleanups as reports."""
+"""Kernels and plans as reports."""
 
 from typing import Any
 

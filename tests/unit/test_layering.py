@@ -15,7 +15,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "xenpt"
 ROWS = (
-    ("errors", "abi", "units", "cost"),
+    ("errors", "abi", "units", "cost", "timing"),
     ("_core", "_reference"),
     ("inputs", "inputs.*"),
     ("plan", "arrangement", "dom0size", "eras", "layout", "listshape", "panics"),
@@ -24,7 +24,7 @@ ROWS = (
     ("linux", "linux.*"),
     ("explain", "capacity", "sweep"),
     ("",),  # xenpt/__init__.py: the names that a user imports
-    ("output", "report", "texts", "answers", "cli", "__main__"),
+    ("output", "report", "texts", "boottexts", "answers", "cli", "__main__"),
 )
 PRINTING_ROWS = {9}
 CORE_DEPENDENCIES = {"numpy", "rich"}

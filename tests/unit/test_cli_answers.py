@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What boot, cleanup and the bare command answer, against real boots and SPEC F7."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+
+import goldendata
+import pytest
+
+from xenpt import cli, timing
+
+FOUNDING_PANIC = "Not enough RAM for domain 0 allocation"
+
+
+@pytest.fixture
+def xenpt(capsys):
+    """Run one command in this process: (status, standard output)."""
+
+    def run(*arguments):
+        status = cli.main(arguments)
+        out, err = capsys.readouterr()
+        assert err == ""
+        return status, out
+
+    return run
+
+
+@pytest.fixture
+def answer(xenpt):
+    """The JSON object of a command that succeeds."""
+
+    def run(*arguments):
+        status, out = xenpt(*arguments, "--json")
+        assert status == 0
+        return json.loads(out)
+
+    return run
+
+
+def table(text):
+    """Rows of the tables in a text: the first cell, and the others."""
+    lines = [re.split(" {2,}", line.strip()) for line in text.splitlines() if line[:2] == "  "]
+    return {cells[0]: cells[1:] for cells in lines}
+
+
+# --- cleanup -------------------------------------------------------------------------------------
+
+
+def test_cleanup_of_4_gib_as_the_founding_mail_does_it(answer):
+    """SPEC F7, worked: T3, T2, T1 = 1, 1, 0 and four 2 MiB leaves."""
+    found = answer("cleanup", "4G", "--linux", "seed")
+    assert found["profile"] == "seed"
+    assert found["hypercalls"] == 2051
+    assert found["update_va_mapping"] == found["pages_freed"] == 2050
+    assert found["memblock_free_calls"] == 6
+    assert found["entries_read"] == {"l3": 1023, "l2": 512, "l1": 0}
+    assert found["lookup_reads"] == 4 * 2050
+    assert found["tables_freed"] == {"l3": 1, "l2": 1, "l1": 0}
+    assert (found["set_l4"], found["set_l3"], found["set_l2"], found["unpin"]) == (1, 0, 0, 0)
+    assert (found["pages_leaked"], found["panic"]) == (0, None)
+    assert (found["builder"], found["p2m_leaf"]) == ("dom0", "1g")
+
+
+@pytest.mark.parametrize(
+    "arguments, hypercalls, l1_reads",
+    [
+        (("4G", "--linux", "v6.1"), 2052, 0),
+        (("538070912K", "--linux", "seed"), 262734, 75),
+        (("538070912K", "--linux", "v6.1"), 262736, 512),
+        (("1T", "--linux", "seed", "--p2m-leaf", "4k"), 525316, 524288),
+        (("1T", "--linux", "v6.1", "--p2m-leaf", "4k"), 526342, 524288),
+    ],
+)
+def test_cleanup_of_the_other_worked_examples(answer, arguments, hypercalls, l1_reads):
+    """SPEC F7, worked; 538070912K is 512 GiB and 300000 pages."""
+    found = answer("cleanup", *arguments)
+    assert found["hypercalls"] == hypercalls
+    assert found["entries_read"]["l1"] == l1_reads
+
+
+def test_cleanup_has_the_other_leaf_sizes_as_variants(answer):
+    found = answer("cleanup", "1T", "--linux", "seed", "--p2m-leaf", "4k")
+    assert found["variants"].keys() == {"1g", "2m"}
+    assert found["variants"]["1g"]["hypercalls"] == 1 + 524289  # SPEC B9: F = 524289
+    assert found["variants"]["2m"]["hypercalls"] == 1 + 524291
+    assert answer("cleanup", "1T", "--linux", "seed")["variants"]["4k"]["hypercalls"] == 525316
+
+
+def test_cleanup_text_shows_walk_and_whole_cleanup_apart(xenpt):
+    _, out = xenpt("cleanup", "1T", "--linux", "seed")
+    rows = table(out)
+    assert rows["in L3 tables"] == ["512", "1,534", "1,534"]  # SPEC F7: 512 + 511 * T2
+    assert rows["in L2 tables"] == ["0", "1,024", "1,024"]  # 512 * T2
+    assert rows["entries walked"] == ["512", "2,558", "526,846"]
+    assert rows["pages made writable"] == ["524,289", "524,291", "525,315"]
+    assert "1470 instructions" in out
+    assert "CPI 1.0, 3 GHz" in out
+    assert max(map(len, out.splitlines())) <= 96
+
+
+def test_cleanup_of_a_list_inside_has_no_hypercall_for_each_page(answer, xenpt):
+    """Invariant I12; real Xen and Linux: one memblock_free of the whole list (golden rule 18)."""
+    found = answer("cleanup", "2G", "--no-init-p2m")
+    assert (found["update_va_mapping"], found["memblock_free_calls"]) == (0, 1)
+    assert (found["pages_freed"], found["variants"]) == (1024, {})
+    _, out = xenpt("cleanup", "2G", "--no-init-p2m")
+    assert "inside the initial mapping" in out
+    assert "modelled" not in out
+
+
+@pytest.mark.parametrize("command", ["boot", "cleanup"])
+def test_dom0_that_xen_does_not_build_is_status_1(xenpt, command):
+    status, out = xenpt(command, "600G", "--no-init-p2m", "--json")
+    assert (status, json.loads(out)["panic"]) == (1, FOUNDING_PANIC)
+    status, out = xenpt(command, "600G", "--no-init-p2m")
+    assert status == 1
+    assert out.startswith("panics: dom0 of 600 GiB")
+    assert f"\n{FOUNDING_PANIC}\n" in out
+
+
+@pytest.mark.parametrize("command", ["boot", "cleanup"])
+def test_unknown_profile_is_one_line(capsys, command):
+    assert cli.main([command, "4G", "--linux", "v2.6"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == "xenpt: Linux profile 'v2.6': expected one of seed, v6.1\n"
+
+
+# --- boot ----------------------------------------------------------------------------------------
+
+
+def test_boot_of_1_tib(answer):
+    """SPEC B9: F = 524289 with 1 GiB leaves; F7: one hypercall for each, and one for the L3."""
+    found = answer("boot", "1T")
+    assert (found["verdict"], found["panic"]) == ("boots", None)
+    assert found["plan"]["nr_p2m_frames"] == 524289
+    free = next(stage for stage in found["stages"] if stage["name"] == "p2m_free")
+    assert free["hypercalls"] == 524290
+    assert found["cleanup"]["hypercalls"] == 524290
+    assert found["cleanup"]["builder"] == "dom0"
+    assert [stage["name"] for stage in found["stages"]] == [
+        "setup_kernel_pagetable", "memory_setup", "init_mem_mapping", "paging_init",
+        "vmalloc_p2m_tree", "p2m_free", "remap_memory",
+    ]  # fmt: skip
+    assert found["memblock"].keys() == {"setup", "cleanup"}
+
+
+def test_boot_on_a_real_machines_map_costs_what_it_cost_there(answer, tmp_path):
+    """Case c2g of golden/oracle, Linux 6.1 on Xen 4.17; counts of its README.md."""
+    (tmp_path / "log").write_text(goldendata.log("c2g"))
+    found = answer("boot", "--dom0-mem", "2G,max:2G", "--e820", str(tmp_path / "log"))
+    stages = {stage["name"]: stage["by_type"] for stage in found["stages"]}
+    assert stages["setup_kernel_pagetable"]["update_va_mapping"] == 10
+    assert stages["setup_kernel_pagetable"]["mmuext_op"] == 4
+    assert stages["init_mem_mapping"]["mmu_update"] == 4045
+    assert stages["paging_init"]["mmu_update"] == 8723
+    assert stages["vmalloc_p2m_tree"]["mmu_update"] == 2564
+    assert stages["p2m_free"]["update_va_mapping"] == 1026
+    assert stages["p2m_free"]["mmu_update"] == 2
+
+
+def test_boot_text_has_a_row_for_each_stage(xenpt):
+    _, out = xenpt("boot", "1T")
+    assert out.startswith("boots: dom0 of 1 TiB (268,435,456 pages), Linux v6.1 on Xen 4.17\n")
+    rows = table(out)
+    hypercalls = [int(cells[0].replace(",", "")) for name, cells in rows.items() if name != "stage"]
+    assert rows["p2m_free"][0] == "524,290"
+    assert hypercalls[-1] == sum(hypercalls[:-1])
+    assert max(map(len, out.splitlines())) <= 96
+
+
+def test_boot_that_linux_does_not_survive_is_status_1(xenpt, tmp_path):
+    """Case p-slot0: a P->M list in L4 slot 0; Linux dies, as it zaps that slot."""
+    _, facts = xenpt("kernel", "--json")
+    moved = json.loads(facts) | {"init_p2m": 0x4000000000, "notes": []}
+    (tmp_path / "slot0.json").write_text(json.dumps(moved))
+    status, out = xenpt("boot", "1G", "--kernel", str(tmp_path / "slot0.json"), "--json")
+    found = json.loads(out)
+    assert (status, found["verdict"], found["plan"]["panic"]) == (1, "panics", None)
+    status, out = xenpt("boot", "1G", "--kernel", str(tmp_path / "slot0.json"))
+    assert status == 1
+    assert out.startswith("panics: ")
+    assert found["panic"] in out
+
+
+def test_limits_of_the_real_thing_are_named(answer, xenpt):
+    assert answer("boot", "8T")["beyond"] == []
+    assert [limit["value"] for limit in answer("boot", "16T")["beyond"]] == [2**32 - 1]
+    assert "\nbeyond: pages of one domain 4,294,967,295 (Xen: " in xenpt("boot", "16T")[1]
+
+
+def test_dom0_without_the_note_is_clipped_as_on_a_real_host(xenpt):
+    """Real Xen on 620 GiB, no dom0_mem (logs-large): clipped, and then it panics all the same."""
+    status, out = xenpt("boot", "--host", "620G", "--no-init-p2m")
+    assert status == 1
+    assert "\nDom0 memory clipped to 129368064 pages\n" in out
+    assert f"\n{FOUNDING_PANIC}\n" in out
+
+
+# --- The bare command ----------------------------------------------------------------------------
+
+
+def test_bare_command_answers_the_founding_question(xenpt):
+    status, out = xenpt()
+    assert status == 0
+    assert out.startswith("Can a dom0 of 600 GiB (157,286,400 pages), Linux seed on Xen 4.17")
+    rows = table(out)
+    assert rows["result"] == ["panics", "boots"]
+    assert rows["Xen prints"] == [FOUNDING_PANIC]
+    assert "\n Phys-Mach map: 0000008000000000->000000804b000000\n" in out
+    assert "1470 instructions" in out
+    assert out.isascii()
+    assert max(map(len, out.splitlines())) <= 96
+
+
+def test_bare_command_sweeps_the_leaves_of_both_builders(answer):
+    """Counts of SPEC F7 with the list's shape of B9; `seed` clears one L4 entry besides."""
+    found = answer()
+    rows = {(row["builder"], row["nr_pages"] >> 18): row for row in found["cleanup"]}
+    assert rows["toolstack", 1024]["hypercalls"] == 525316
+    assert rows["toolstack", 1024]["memblock_free_calls"] == 525315
+    assert rows["dom0", 1024]["hypercalls"] == 524290
+    assert rows["dom0", 1024]["memblock_free_calls"] == 3
+    assert rows["toolstack", 600]["update_va_mapping"] == 307803  # 600 L1, 2 L2, 1 L3
+    assert rows["dom0", 600]["update_va_mapping"] == 307202  # 1 L2, 1 L3
+    assert {row["profile"] for row in found["cleanup"]} == {"seed"}
+    assert found["without_init_p2m"]["panic"] == FOUNDING_PANIC
+    assert found["with_init_p2m"]["verdict"] == "boots"
+    assert found["modelled"]["instructions_per_page"] == 1470
+
+
+def test_bare_command_takes_less_than_two_seconds():
+    begin = time.monotonic()
+    subprocess.run([sys.executable, "-m", "xenpt"], check=True, stdout=subprocess.DEVNULL)
+    assert time.monotonic() - begin < 2
+
+
+def test_modelled_time_is_the_product_of_its_constants():
+    """0.753 ms for 512 pages at 1 ns an instruction (golden/icount), at 3 GHz a third of it."""
+    assert timing.cleanup_seconds(512) == pytest.approx(0.753e-3 / 3, rel=0.001)

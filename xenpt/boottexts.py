@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Boots and cleanups as reports: what was counted, and beside it the one time that is modelled."""
+
+from collections.abc import Mapping, Sequence
+
+from xenpt import timing
+from xenpt.cost import HYPERCALL_TYPES, Cost
+from xenpt.linux import Boot, Cleanup
+from xenpt.plan import Plan
+from xenpt.report import BAD, GOOD, NOTE, TITLE, Line, Report, Table, prose
+from xenpt.texts import LEAVES, beyond_report, plan_report
+from xenpt.units import format_address, format_pages, format_size
+
+SHORT_NAMES = {"update_va_mapping": "update_va"}
+BUILT_BY = {
+    "4k": "4 KiB pages, as the toolstack does",
+    "1g": "1 GiB and 2 MiB pages, as Xen's own dom0 builder does",
+}
+NEXT = "Next:  xenpt plan 600G    xenpt boot 1T    xenpt cleanup 4G    xenpt kernel VMLINUZ"
+
+
+def panic_report(plan: Plan, profile: str) -> Report:
+    """Xen does not build this dom0, and Linux never runs."""
+    return [Line(f"panics: {_guest(plan, profile)}", BAD), Line(), *plan_report(plan)]
+
+
+def boot_report(boot: Boot) -> Report:
+    """Verdict, and the stages with what they cost."""
+    plan = boot.domain.plan
+    style = BAD if boot.panic else GOOD
+    report: Report = [Line(f"{boot.verdict}: {_guest(plan, boot.rules.name)}", style), Line()]
+    if boot.panic:
+        report += [*prose(boot.panic, BAD), Line()]
+    report.append(_stage_table(boot))
+    if boot.cleanup is not None:
+        cost = boot.cleanup.cost
+        text = (
+            f"p2m_free, the initial P->M list: {_walked(cost)} entries walked, "
+            f"{_made_writable(cost):,} pages made writable, {cost.pages_freed:,} pages freed by "
+            f"{cost.memblock_free_calls:,} calls of memblock_free."
+        )
+        report += [Line(), *prose(text), *_leak_report(cost)]
+    return [*report, *beyond_report(plan.beyond)]
+
+
+def cleanup_report(plan: Plan, freed: Cleanup, variants: Mapping[str, Cleanup]) -> Report:
+    """The walk and the whole cleanup, for each largest leaf that the list may be mapped with."""
+    chosen = plan.host.superpages
+    by_leaf = {chosen: freed, **variants}
+    costs = {leaf: by_leaf[leaf].cost for leaf in LEAVES if leaf in by_leaf}
+    names = [f"{LEAVES[leaf]}{' (this)' if leaf == chosen else ''}" for leaf in costs]
+    if not plan.list_outside:
+        names = ["inside the initial mapping"]
+    size = format_size(plan.p2m[1] - plan.p2m[0])
+    return [
+        Line(f"{_guest(plan, freed.profile)}:", TITLE),
+        *prose(f"freeing its initial P->M list, {size} at {format_address(plan.p2m[0])}."),
+        Line(),
+        Table(("counted, by largest leaf", *names), _cost_rows(list(costs.values()))),
+        *_leak_report(freed.cost),
+        *([Line(), *_time_note()] if _is_timed(freed.cost) else []),
+        *beyond_report(plan.beyond),
+    ]
+
+
+def _cost_rows(costs: Sequence[Cost]) -> list[list[str]]:
+    """One row for each quantity, one column for each cost."""
+    rows = [["entries walked", *map(_walked, costs)]]
+    for level in ("l3", "l2", "l1"):
+        cells = [f"{cost.entries_read[level]:,}" for cost in costs]
+        rows.append([f"  in {level.upper()} tables", *cells])
+    rows += [
+        ["pages made writable", *(f"{_made_writable(cost):,}" for cost in costs)],
+        ["hypercalls", *(f"{cost.hypercalls:,}" for cost in costs)],
+        ["calls of memblock_free", *(f"{cost.memblock_free_calls:,}" for cost in costs)],
+        ["pages freed", *(f"{cost.pages_freed:,}" for cost in costs)],
+        ["  of them page tables", *(f"{sum(cost.tables_freed.values()):,}" for cost in costs)],
+        ["pages leaked", *(f"{cost.pages_leaked:,}" for cost in costs)],
+    ]
+    if any(map(_is_timed, costs)):
+        rows.append(["whole cleanup, modelled*", *map(_time, costs)])
+    return rows
+
+
+def founding_report(
+    without: Plan, boot: Boot, sweep: Mapping[str, Sequence[tuple[Plan, Cleanup]]]
+) -> Report:
+    """The question that began it: a dom0 of 600 GiB, and what freeing its list costs.
+
+    :param sweep: by largest leaf, a plan and its cleanup for each size
+    """
+    plan = boot.domain.plan
+    report: Report = [
+        Line(f"Can a {_guest(plan, boot.rules.name)}, start?", TITLE),
+        _before_and_after(without, boot),
+        Line(),
+        Line("With the note, as xl dmesg shows it:", TITLE),
+        *(Line(text) for text in str(plan)[str(plan).index("VIRTUAL") :].splitlines()),
+        Line(),
+    ]
+    for leaf, rows in sweep.items():
+        report += [Line(f"Freeing a list mapped with {BUILT_BY[leaf]}:", TITLE)]
+        report += [_sweep_table(rows), Line()]
+    return [*report, *_time_note(), Line(), Line(NEXT, NOTE)]
+
+
+def _before_and_after(without: Plan, boot: Boot) -> Table:
+    plans = (without, boot.domain.plan)
+    rows = {
+        "P->M list": [_list_place(plan) for plan in plans],
+        "initial mapping": [f"{(plan.total[1] - plan.total[0]) >> 20:,} MiB" for plan in plans],
+        "needs in one piece": [format_pages(1 << plan.alloc_order) for plan in plans],
+        "Xen gives at most": [format_pages(1 << plan.era.max_order) for plan in plans],
+        "result": ["panics" if without.panic else "boots", boot.verdict],
+        "Xen prints": [without.panic or "", ""],
+    }
+    header = ("", "without INIT_P2M", "with INIT_P2M (the patch)")
+    return Table(header, [[name, *cells] for name, cells in rows.items()], nr_left=3)
+
+
+def _list_place(plan: Plan) -> str:
+    where = format_address(plan.p2m[0]) if plan.list_outside else "the initial mapping"
+    size = format_size(plan.p2m[1] - plan.p2m[0])
+    return f"{size} {'at' if plan.list_outside else 'in'} {where}"
+
+
+def _sweep_table(rows: Sequence[tuple[Plan, Cleanup]]) -> Table:
+    return Table(
+        ("memory", "list", "walked", "tables freed", "made RW", "hypercalls", "whole*"),
+        [
+            (
+                format_pages(plan.nr_pages),
+                format_size(plan.p2m[1] - plan.p2m[0]),
+                _walked(freed.cost),
+                f"{sum(freed.cost.tables_freed.values()):,}",
+                f"{_made_writable(freed.cost):,}",
+                f"{freed.cost.hypercalls:,}",
+                _time(freed.cost),
+            )
+            for plan, freed in rows
+        ],
+    )
+
+
+def _guest(plan: Plan, profile: str) -> str:
+    return (
+        f"dom0 of {format_pages(plan.nr_pages)} ({plan.nr_pages:,} pages), "
+        f"Linux {profile} on Xen {plan.host.xen}"
+    )
+
+
+def _stage_table(boot: Boot) -> Table:
+    """Counts of each stage and of all; types of hypercalls that never occur are left out."""
+    costs = [(result.name, result.cost) for result in boot.results] + [("all", boot.cost)]
+    types = [name for name in HYPERCALL_TYPES if boot.cost.by_type[name]]
+    names = [SHORT_NAMES.get(name, name) for name in types]
+    return Table(
+        ("stage", "hypercalls", *names),
+        [
+            (name, f"{cost.hypercalls:,}", *(f"{cost.by_type[name]:,}" for name in types))
+            for name, cost in costs
+        ],
+    )
+
+
+def _walked(cost: Cost) -> str:
+    return f"{sum(cost.entries_read.values()):,}"
+
+
+def _made_writable(cost: Cost) -> int:
+    return cost.by_type["update_va_mapping"]
+
+
+def _is_timed(cost: Cost) -> bool:
+    """Whether the modelled constant says anything of it."""
+    return _made_writable(cost) > 0
+
+
+def _leak_report(cost: Cost) -> Report:
+    if not cost.pages_leaked:
+        return []
+    return [Line(f"{cost.pages_leaked:,} pages of the list are leaked.", BAD)]
+
+
+def _time(cost: Cost) -> str:
+    seconds = timing.cleanup_seconds(_made_writable(cost))
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.1f} ms"
+
+
+def _time_note() -> Report:
+    return prose(f"* {timing.constants_in_words()}. All else is counted.", NOTE, indent="  ")
