@@ -8,7 +8,20 @@ from typing import Any
 import goldendata
 import numpy as np
 
-from xenpt.abi import PAGE_SIZE, START_KERNEL_MAP
+from xenpt.abi import (
+    HYPERVISOR_MEMORY_OP,
+    HYPERVISOR_MMU_UPDATE,
+    HYPERVISOR_MMUEXT_OP,
+    HYPERVISOR_MULTICALL,
+    HYPERVISOR_UPDATE_VA_MAPPING,
+    MMUEXT_NEW_BASEPTR,
+    PAGE_SHIFT,
+    PAGE_SIZE,
+    PTE_MFN_MASK,
+    PTE_PRESENT,
+    PTE_RW,
+    START_KERNEL_MAP,
+)
 from xenpt.inputs.config import Host, Ram
 from xenpt.inputs.kernel import Kernel, default_kernel
 from xenpt.linux import V6_1
@@ -16,9 +29,10 @@ from xenpt.linux.boot import Boot
 from xenpt.plan import plan_dom0
 from xenpt.xen.dom0 import build
 
+PREEMPTED = 1 << 31  # in the count of mmu_update and mmuext_op: the rest of a call
 UNITS = {"K": 10, "M": 20, "G": 30}
 #: Where a kernel's own symbols cannot be had: its brk area's end, as its boots report it.
-BRK_END = {"6.12": 0x3C11000, "7.2": 0x4211000}
+BRK_END = {"5.10": 0x400D000, "6.12": 0x3C11000, "7.2": 0x4211000}
 #: Linux 6.12 and later keep all of [0x80000, 1 MiB) out of RAM (first usable entry of their own
 #: map); the profile v6.1 does not know that, so the map is given so.
 LOW_RAM_END = {"6.12": 0x80000, "7.2": 0x80000}
@@ -27,7 +41,9 @@ REMAP_BUFFER = {"6.1": 0xFFFFFFFF83131000, "6.12": 0xFFFFFFFF833E9000}
 
 def version(case: str) -> str:
     """The kernel series of a case: 6.1, 6.12, ..."""
-    return ".".join(goldendata.facts(case)["linux"]["version"].split(".")[:2])
+    found = re.match(r"\d+\.\d+", goldendata.facts(case)["options"]["linux"])
+    assert found, case
+    return found[0]
 
 
 def kernel_of(case: str) -> Kernel:
@@ -92,10 +108,58 @@ def reserve_unmodelled(boot: Boot, first_table: int) -> None:
     boot.state = replace(boot.state, memblock=memblock.reserve((first_table + 1) * PAGE_SIZE, top))
 
 
-def frames(case: str) -> np.ndarray:
-    """Rows [lowest mfn, pfn of it, step, pages] of the domain's frames at entry, sorted."""
-    rows = goldendata.arrays(case)["entry_p2m_runs"].astype(np.int64)
-    pfn, mfn, step, nr = rows.T
-    down = (step < 0) & (nr > 1)
-    low = np.stack((np.where(down, mfn - nr + 1, mfn), np.where(down, pfn + nr - 1, pfn)), axis=1)
-    return np.column_stack((low, np.where(down, -1, 1), nr))[np.argsort(low[:, 0])]
+class Frames:
+    """pfns, at dom0's entry, of machine frames; an mfn that is not dom0's is named as such."""
+
+    def __init__(self, case: str) -> None:
+        rows = goldendata.arrays(case)["entry_p2m_runs"].astype(np.int64)
+        pfn, mfn, step, nr = rows.T
+        down = (step < 0) & (nr > 1)
+        low = np.where(down, mfn - nr + 1, mfn)
+        first, pace = np.where(down, pfn + nr - 1, pfn), np.where(down, -1, 1)
+        runs = np.stack((low, first, pace, nr))[:, np.argsort(low)]
+        self.low, self.first, self.step, self.nr = runs.tolist()
+
+    def pfn(self, mfn: int) -> int | str:
+        """Frame of a machine frame; an mfn that is not dom0's is named as such."""
+        at = int(np.searchsorted(self.low, mfn, side="right")) - 1
+        i = mfn - self.low[at]
+        return self.first[at] + i * self.step[at] if 0 <= i < self.nr[at] else f"mfn {mfn:#x}"
+
+    def entry(self, word: int) -> tuple[int | str | None, bool]:
+        """What an entry maps, and whether it is writable."""
+        if not word & PTE_PRESENT:
+            return None, False
+        return self.pfn((word & PTE_MFN_MASK) >> PAGE_SHIFT), bool(word & PTE_RW)
+
+
+def traced(case: str, phase: str) -> list[tuple[Any, ...]]:
+    """The calls of a phase of a trace as tuples, in order."""
+    trace = goldendata.arrays(case)["trace"]
+    names = [name for name, _ in goldendata.facts(case)["dump"]["hypercall_phases"]]
+    rows = trace[trace["phase"] == names.index(phase) + 1]
+    name_of = Frames(case)
+    calls: list[tuple[Any, ...]] = []
+    restarted = False
+    for row in rows:
+        op, kind, args = int(row["op"]), int(row["kind"]), [int(a) for a in row["a"]]
+        if kind in (0, 1):
+            restarted = op in (HYPERVISOR_MMU_UPDATE, HYPERVISOR_MMUEXT_OP) and bool(
+                args[1] & PREEMPTED
+            )
+            if op == HYPERVISOR_UPDATE_VA_MAPPING:
+                calls.append(("update_va_mapping", args[0], *name_of.entry(args[1]), args[2]))
+            elif op == HYPERVISOR_MULTICALL:
+                calls.append(("multicall",))
+            elif op == HYPERVISOR_MEMORY_OP:
+                calls.append(("memory_op", args[0]))
+        elif kind == 2 and not restarted:
+            pfn = name_of.pfn(args[0] >> PAGE_SHIFT)
+            if args[0] & 3:
+                calls.append(("machphys", pfn, args[1]))
+            else:
+                calls.append(("mmu_update", pfn, args[0] % 4096 // 8, *name_of.entry(args[1])))
+        elif kind == 3 and not restarted:
+            pfn = name_of.pfn(args[1]) if args[0] <= MMUEXT_NEW_BASEPTR else None
+            calls.append(("mmuext_op", args[0], pfn))
+    return calls

@@ -6,22 +6,10 @@ Xen pre-empted and restarted are taken once; console output and pending-event up
 """
 
 import goldendata
-import numpy as np
 import pytest
-from linuxcases import boot_of, frames, reserve_unmodelled
+from linuxcases import boot_of, reserve_unmodelled, traced
 
-from xenpt.abi import (
-    HYPERVISOR_MEMORY_OP,
-    HYPERVISOR_MMU_UPDATE,
-    HYPERVISOR_MMUEXT_OP,
-    HYPERVISOR_MULTICALL,
-    HYPERVISOR_UPDATE_VA_MAPPING,
-    MMUEXT_NEW_BASEPTR,
-    PAGE_SHIFT,
-    PTE_MFN_MASK,
-    PTE_PRESENT,
-    PTE_RW,
-)
+from xenpt.abi import PTE_RW
 from xenpt.linux import Stage
 
 COMPLETE = ("c512m", "c1g", "c2g", "c1g-k6.12", "c512m-x4.20")
@@ -37,38 +25,6 @@ PHASES = {
     "remap_memory": "xen_remap_memory",
 }
 MMUEXT = ("PIN_L1", "PIN_L2", "PIN_L3", "PIN_L4", "UNPIN", "NEW_BASEPTR", "TLB_FLUSH_LOCAL")
-PREEMPTED = 1 << 31  # in the count of mmu_update and mmuext_op: the rest of a call
-
-
-def traced(case, stage):
-    """The calls of a stage as tuples, in order."""
-    trace = goldendata.arrays(case)["trace"]
-    names = [name for name, _ in goldendata.facts(case)["dump"]["hypercall_phases"]]
-    rows = trace[trace["phase"] == names.index(PHASES[stage]) + 1]
-    name_of = Frames(case)
-    calls, restarted = [], False
-    for row in rows:
-        op, kind, args = int(row["op"]), int(row["kind"]), [int(a) for a in row["a"]]
-        if kind in (0, 1):
-            restarted = op in (HYPERVISOR_MMU_UPDATE, HYPERVISOR_MMUEXT_OP) and bool(
-                args[1] & PREEMPTED
-            )
-            if op == HYPERVISOR_UPDATE_VA_MAPPING:
-                calls.append(("update_va_mapping", args[0], *name_of.entry(args[1]), args[2]))
-            elif op == HYPERVISOR_MULTICALL:
-                calls.append(("multicall",))
-            elif op == HYPERVISOR_MEMORY_OP:
-                calls.append(("memory_op", args[0]))
-        elif kind == 2 and not restarted:
-            pfn = name_of.pfn(args[0] >> PAGE_SHIFT)
-            if args[0] & 3:
-                calls.append(("machphys", pfn, args[1]))
-            else:
-                calls.append(("mmu_update", pfn, args[0] % 4096 // 8, *name_of.entry(args[1])))
-        elif kind == 3 and not restarted:
-            pfn = name_of.pfn(args[1]) if args[0] <= MMUEXT_NEW_BASEPTR else None
-            calls.append(("mmuext_op", args[0], pfn))
-    return calls
 
 
 def modelled(result):
@@ -92,23 +48,6 @@ def modelled(result):
     return calls
 
 
-class Frames:
-    """pfns, at dom0's entry, of machine frames; an mfn that is not dom0's is named as such."""
-
-    def __init__(self, case):
-        self.low, self.first, self.step, self.nr = frames(case).T.tolist()
-
-    def pfn(self, mfn):
-        at = int(np.searchsorted(self.low, mfn, side="right")) - 1
-        i = mfn - self.low[at]
-        return self.first[at] + i * self.step[at] if 0 <= i < self.nr[at] else f"mfn {mfn:#x}"
-
-    def entry(self, word):
-        if not word & PTE_PRESENT:
-            return None, False
-        return self.pfn((word & PTE_MFN_MASK) >> PAGE_SHIFT), bool(word & PTE_RW)
-
-
 @pytest.fixture(scope="module")
 def booted():
     """Boots of the cases, each run once, with what the model leaves out taken from the trace."""
@@ -118,7 +57,7 @@ def booted():
         if case not in boots:
             boot = boot_of(case).run_to(Stage.INIT_MEM_MAPPING)
             if case in COMPLETE:
-                reserve_unmodelled(boot, traced(case, "paging_init")[0][2])
+                reserve_unmodelled(boot, traced(case, PHASES["paging_init"])[0][2])
             boots[case] = {result.name: result for result in boot.run().results}
         return boots[case]
 
@@ -128,7 +67,7 @@ def booted():
 @pytest.mark.parametrize("stage", PHASES)
 @pytest.mark.parametrize("case", COMPLETE)
 def test_every_call_of_a_stage_equals_the_trace_in_order(booted, case, stage):
-    real, model = traced(case, stage), modelled(booted(case)[stage])
+    real, model = traced(case, PHASES[stage]), modelled(booted(case)[stage])
     assert len(real) > 0
     differing = next(
         (i for i, pair in enumerate(zip(real, model, strict=False)) if pair[0] != pair[1]), None
@@ -155,7 +94,7 @@ def test_counts_of_a_stage_equal_what_was_counted(booted, case, stage):
 @pytest.mark.parametrize("case", ["c8g", "c520g"])
 def test_the_list_is_freed_in_the_order_of_the_trace(case):
     """These traces hold the free alone; that of c520g ends after 120000 rows."""
-    real = traced(case, "p2m_free")
+    real = traced(case, PHASES["p2m_free"])
     model = modelled(boot_of(case).run_to(Stage.P2M_FREE).results[-1])
     assert len(real) > 4000
     assert model[: len(real)] == real

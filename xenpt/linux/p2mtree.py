@@ -50,9 +50,8 @@ def vmalloc_p2m_tree(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]
     tree.make_fillers()
     tree.map_all(own, size // BLOCK)
     tree.invalidate(_pages_of(state.extra), own)
-    ro = Regions.of((*state.ro_frames, *tree.table_frames()))
     return (
-        replace(state, memblock=tree.pages.memblock, max_p2m_pfn=size, ro_frames=ro),
+        replace(state, memblock=tree.pages.memblock, max_p2m_pfn=size),
         Cost(by_type=dict(hc.by_type), entries_written=own.size * P2M_PER_PAGE),
     )
 
@@ -99,10 +98,6 @@ class _Tree:
                 table = self.tables.get((1, first // ENTRIES))
                 self._copy_pages(first, stop, table or self._hook_l1(first, KERNPG_TABLE))
                 first = stop
-
-    def table_frames(self) -> list[tuple[int, int]]:
-        """Frames of the fillers' and the upper tables, and of L1 tables that are named."""
-        return [(pfn, pfn + 1) for pfn in (self.filler_table, *self.tables.values())]
 
     def _copy_blocks(self, first: int, end: int) -> None:
         self._mix_blocks(first, first + 1, own=Regions.of([(first * ENTRIES, end * ENTRIES)]))

@@ -71,7 +71,7 @@ def setup_kernel_pagetable(state: BootState, hc: Hypercalls) -> tuple[BootState,
             memblock=memblock,
             max_pfn_mapped=max_pfn_mapped,
             highmap=Regions.of([(0, state.nr_initial_l1)]),
-            ro_frames=Regions.of([(pt_start + recovered, pt_end)]),
+            ro_frames=Regions.of([(pt_start + recovered, pt_end), *_static_frames(state)]),
         ),
         cost,
     )
@@ -109,6 +109,16 @@ def clean_highmap(
                 highmap = highmap.remove(slot, slot + 1)
     read = {"l1": 0, "l2": nr, "l3": 0, "l4": 0}
     return replace(state, highmap=highmap), Cost(entries_read=read)
+
+
+def _static_frames(state: BootState) -> list[tuple[int, int]]:
+    """Frames of Linux's static tables that are now read-only, as far as symbols are known."""
+    frames = []
+    for name, nr in (*state.rules.ro_tables, ("level3_user_vsyscall", 1)):
+        pfn = state.symbol_pfn(name)
+        if pfn is not None:
+            frames.append((pfn, pfn + nr))
+    return frames
 
 
 def _recover_pages(state: BootState, hc: Hypercalls) -> int:

@@ -36,7 +36,7 @@ from xenpt.linux.e820 import (
 )
 from xenpt.linux.memblock import Memblock, Regions
 from xenpt.linux.pagetable import PAGE_KERNEL
-from xenpt.linux.state import BootState, LinuxPanic, Remap
+from xenpt.linux.state import BootState, LinuxPanic, NotModelled, Remap
 from xenpt.xen.hypercalls import Hypercalls
 
 REMAP_SIZE = 509  # frames of one group, listed in the group's own first frame
@@ -52,6 +52,7 @@ def memory_setup(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]:
     An empty `state.e820` stands for the flat map of an initial domain, and for no map (-ENOSYS)
     of an unprivileged one.
     :raises LinuxPanic: kernel or page tables lie in a hole
+    :raises NotModelled: the P->M list lies in a hole, or an initrd does
     """
     rules = state.rules
     limit = state.page_limit
@@ -149,7 +150,8 @@ def _reserve(state: BootState) -> BootState:
         end = first + pfn_up(8 * state.nr_pages)
     ranges.append((first << PAGE_SHIFT, end << PAGE_SHIFT))
     if state.initrd_pfns:
-        ranges.append((state.initrd_pfns[0] << PAGE_SHIFT, state.initrd_pfns[1] << PAGE_SHIFT))
+        first, end = state.initrd_pfns
+        ranges.append((first << PAGE_SHIFT, end << PAGE_SHIFT))
     ranges += [(a << PAGE_SHIFT, b << PAGE_SHIFT) for a, b in state.extra]
     reserved = Regions.of((*state.memblock.reserved, *ranges))
     return replace(state, memblock=Memblock(memory, reserved))
@@ -158,8 +160,7 @@ def _reserve(state: BootState) -> BootState:
 def _check_conflicts(state: BootState) -> None:
     """xen_is_e820_reserved() of kernel, page tables and list; the target is the given map."""
     plan = state.domain.plan
-    end = state.symbol("__bss_stop") or plan.image.virt_kend
-    kernel = (state.text - START_KERNEL_MAP, end - START_KERNEL_MAP)
+    kernel = (state.text - START_KERNEL_MAP, plan.image.virt_kend - START_KERNEL_MAP)
     if not in_one_ram_entry(state.e820, *kernel):
         raise LinuxPanic("Xen hypervisor allocated kernel memory conflicts with E820 map")
     tables = tuple(pfn << PAGE_SHIFT for pfn in state.pt_pfns)
@@ -170,10 +171,16 @@ def _check_conflicts(state: BootState) -> None:
     else:
         first = state.pfn(plan.mfn_list) << PAGE_SHIFT
         last = first + round_up(8 * state.nr_pages, PAGE_SIZE)
+    initrd = tuple(pfn << PAGE_SHIFT for pfn in state.initrd_pfns or ())
+    if initrd and not in_one_ram_entry(state.e820, *initrd):
+        raise NotModelled(
+            f"the initrd at [{initrd[0]:#x}, {initrd[1]:#x}) conflicts with the E820 map: "
+            "that Linux moves it then is not modelled yet"
+        )
     if not in_one_ram_entry(state.e820, first, last):
-        raise LinuxPanic(
+        raise NotModelled(
             f"the P->M list at [{first:#x}, {last:#x}) conflicts with the E820 map: "
-            "xen_relocate_p2m is not modelled"
+            "that Linux moves it then (xen_relocate_p2m) is not modelled yet"
         )
 
 

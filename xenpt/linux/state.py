@@ -23,6 +23,10 @@ class LinuxPanic(XenptError):
     """Linux gives up; the text is its own."""
 
 
+class NotModelled(XenptError):
+    """Linux goes on, but by a way that is not modelled: no verdict can be given."""
+
+
 class Remap(NamedTuple):
     """`nr` frames that move from the pfns of an E820 hole to RAM pfns at the end."""
 
@@ -46,7 +50,8 @@ class BootState:
     :ivar remaps: frames that remap_memory will move, in the order in which they were found
     :ivar highmap: 2 MiB slots of level2_kernel_pgt that are in use
     :ivar tables: page tables of the direct map that Linux made (RUN rows of tables)
-    :ivar ro_frames: frames of page tables, and of the P->M list, that are read-only
+    :ivar ro_frames: frames that are read-only in the direct map: the P->M list outside, and page
+        tables, but for those of Linux's copy of the list
     """
 
     domain: "Domain"
