@@ -82,7 +82,8 @@ def memory_setup(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]:
 def remap_memory(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]:
     """Give the frames of holes their new pfns: P->M list, M2P and direct map.
 
-    The groups are chained last first. Models xen_remap_memory().
+    The groups are chained last first (by source: no complete trace has two). Models
+    xen_remap_memory().
     """
     if not state.remaps:
         return state, Cost()
