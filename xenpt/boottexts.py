@@ -4,19 +4,19 @@
 from collections.abc import Mapping, Sequence
 
 from xenpt import timing
-from xenpt.cost import HYPERCALL_TYPES, Cost
+from xenpt.cost import Cost
 from xenpt.linux import Boot, Cleanup
 from xenpt.plan import Plan
-from xenpt.report import BAD, GOOD, NOTE, TITLE, Line, Report, Table, prose
+from xenpt.report import BAD, GOOD, NOTE, TITLE, Line, Prose, Report, Table
 from xenpt.texts import LEAVES, beyond_report, plan_report
 from xenpt.units import format_address, format_pages, format_size
 
-SHORT_NAMES = {"update_va_mapping": "update_va"}
+SHOWN_TYPES = ("mmu_update", "update_va_mapping", "mmuext_op")
 BUILT_BY = {
-    "4k": "4 KiB pages, as the toolstack does",
-    "1g": "1 GiB and 2 MiB pages, as Xen's own dom0 builder does",
+    "4k": "4 KiB pages, as the toolstack maps it",
+    "1g": "1 GiB and 2 MiB pages, as Xen's dom0 builder maps it",
 }
-NEXT = "Next:  xenpt plan 600G    xenpt boot 1T    xenpt cleanup 4G    xenpt kernel VMLINUZ"
+NEXT = "Next:  xenpt plan 600G   xenpt boot 1T   xenpt cleanup 4G   xenpt kernel VMLINUZ"
 
 
 def panic_report(plan: Plan, profile: str) -> Report:
@@ -30,7 +30,7 @@ def boot_report(boot: Boot) -> Report:
     style = BAD if boot.panic else GOOD
     report: Report = [Line(f"{boot.verdict}: {_guest(plan, boot.rules.name)}", style), Line()]
     if boot.panic:
-        report += [*prose(boot.panic, BAD), Line()]
+        report += [Prose(boot.panic, BAD), Line()]
     report.append(_stage_table(boot))
     if boot.cleanup is not None:
         cost = boot.cleanup.cost
@@ -39,7 +39,7 @@ def boot_report(boot: Boot) -> Report:
             f"{_made_writable(cost):,} pages made writable, {cost.pages_freed:,} pages freed by "
             f"{cost.memblock_free_calls:,} calls of memblock_free."
         )
-        report += [Line(), *prose(text), *_leak_report(cost)]
+        report += [Line(), Prose(text), *_leak_report(cost)]
     return [*report, *beyond_report(plan.beyond)]
 
 
@@ -54,7 +54,7 @@ def cleanup_report(plan: Plan, freed: Cleanup, variants: Mapping[str, Cleanup]) 
     size = format_size(plan.p2m[1] - plan.p2m[0])
     return [
         Line(f"{_guest(plan, freed.profile)}:", TITLE),
-        *prose(f"freeing its initial P->M list, {size} at {format_address(plan.p2m[0])}."),
+        Prose(f"freeing its initial P->M list, {size} at {format_address(plan.p2m[0])}."),
         Line(),
         Table(("counted, by largest leaf", *names), _cost_rows(list(costs.values()))),
         *_leak_report(freed.cost),
@@ -93,13 +93,14 @@ def founding_report(
     report: Report = [
         Line(f"Can a {_guest(plan, boot.rules.name)}, start?", TITLE),
         _before_and_after(without, boot),
+        Line(f"  Xen, without it: {without.panic}", BAD),
         Line(),
         Line("With the note, as xl dmesg shows it:", TITLE),
         *(Line(text) for text in str(plan)[str(plan).index("VIRTUAL") :].splitlines()),
         Line(),
     ]
     for leaf, rows in sweep.items():
-        report += [Line(f"Freeing a list mapped with {BUILT_BY[leaf]}:", TITLE)]
+        report += [Line(f"Freeing a list in {BUILT_BY[leaf]}:", TITLE)]
         report += [_sweep_table(rows), Line()]
     return [*report, *_time_note(), Line(), Line(NEXT, NOTE)]
 
@@ -107,21 +108,19 @@ def founding_report(
 def _before_and_after(without: Plan, boot: Boot) -> Table:
     plans = (without, boot.domain.plan)
     rows = {
-        "P->M list": [_list_place(plan) for plan in plans],
+        "P->M list": [format_size(plan.p2m[1] - plan.p2m[0]) for plan in plans],
+        "  lies": [_list_place(plan) for plan in plans],
         "initial mapping": [f"{(plan.total[1] - plan.total[0]) >> 20:,} MiB" for plan in plans],
         "needs in one piece": [format_pages(1 << plan.alloc_order) for plan in plans],
-        "Xen gives at most": [format_pages(1 << plan.era.max_order) for plan in plans],
+        "  Xen has at most": [format_pages(1 << plan.era.max_order) for plan in plans],
         "result": ["panics" if without.panic else "boots", boot.verdict],
-        "Xen prints": [without.panic or "", ""],
     }
-    header = ("", "without INIT_P2M", "with INIT_P2M (the patch)")
+    header = ("", "without INIT_P2M", "with it (the patch)")
     return Table(header, [[name, *cells] for name, cells in rows.items()], nr_left=3)
 
 
 def _list_place(plan: Plan) -> str:
-    where = format_address(plan.p2m[0]) if plan.list_outside else "the initial mapping"
-    size = format_size(plan.p2m[1] - plan.p2m[0])
-    return f"{size} {'at' if plan.list_outside else 'in'} {where}"
+    return f"at {format_address(plan.p2m[0])}" if plan.list_outside else "in the initial mapping"
 
 
 def _sweep_table(rows: Sequence[tuple[Plan, Cleanup]]) -> Table:
@@ -150,14 +149,17 @@ def _guest(plan: Plan, profile: str) -> str:
 
 
 def _stage_table(boot: Boot) -> Table:
-    """Counts of each stage and of all; types of hypercalls that never occur are left out."""
+    """Hypercalls of each stage and of all; memory_op and multicall are `others`."""
     costs = [(result.name, result.cost) for result in boot.results] + [("all", boot.cost)]
-    types = [name for name in HYPERCALL_TYPES if boot.cost.by_type[name]]
-    names = [SHORT_NAMES.get(name, name) for name in types]
     return Table(
-        ("stage", "hypercalls", *names),
+        ("stage", "hypercalls", "mmu_update", "update_va", "mmuext_op", "others"),
         [
-            (name, f"{cost.hypercalls:,}", *(f"{cost.by_type[name]:,}" for name in types))
+            (
+                name,
+                f"{cost.hypercalls:,}",
+                *(f"{cost.by_type[kind]:,}" for kind in SHOWN_TYPES),
+                f"{cost.hypercalls - sum(cost.by_type[kind] for kind in SHOWN_TYPES):,}",
+            )
             for name, cost in costs
         ],
     )
@@ -188,4 +190,4 @@ def _time(cost: Cost) -> str:
 
 
 def _time_note() -> Report:
-    return prose(f"* {timing.constants_in_words()}. All else is counted.", NOTE, indent="  ")
+    return [Prose(f"* {timing.constants_in_words()}. All else is counted.", NOTE, indent="  ")]

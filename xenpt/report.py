@@ -64,32 +64,42 @@ class Table:
             yield Line(f"  {name}: {cell}", style)
 
 
-Report = list[Line | Table]
+@dataclass(frozen=True, slots=True)
+class Prose:
+    """Sentences, wrapped; lines after the first begin with `indent`."""
+
+    text: str
+    style: str = ""
+    indent: str = ""
+    width: int = 78  # as in a mail
+
+    def lines(self, width: int) -> Iterator[Line]:
+        """The wrapped lines, of at most `width` columns where that leaves room for any text."""
+        room = max(min(self.width, width), len(self.indent) + 8)
+        wrapper = textwrap.TextWrapper(room, subsequent_indent=self.indent, break_on_hyphens=False)
+        for line in wrapper.wrap(printable(self.text)):
+            yield Line(line, self.style)
 
 
-def prose(text: str, style: str = "", *, indent: str = "", width: int = 78) -> Report:
-    """Lines of a sentence, wrapped for a mail; further lines begin with `indent`."""
-    wrapped = textwrap.wrap(
-        printable(text), width, subsequent_indent=indent, break_on_hyphens=False
-    )
-    return [Line(line, style) for line in wrapped]
+Block = Line | Table | Prose
+Report = list[Block]
 
 
-def lines(report: Iterable[Line | Table], width: int = WIDTH) -> Iterator[Line]:
+def lines(report: Iterable[Block], width: int = WIDTH) -> Iterator[Line]:
     """All lines of a report."""
     for block in report:
-        if isinstance(block, Table):
-            yield from block.lines(width)
-        else:
+        if isinstance(block, Line):
             yield block
+        else:
+            yield from block.lines(width)
 
 
-def plain(report: Iterable[Line | Table]) -> str:
+def plain(report: Iterable[Block]) -> str:
     """The report as plain text."""
     return "".join(f"{line.text}\n" for line in lines(report))
 
 
-def coloured(report: Iterable[Line | Table]) -> str:
+def coloured(report: Iterable[Block]) -> str:
     """The report for the terminal that standard output is; colours as it and NO_COLOR allow."""
     from rich.console import Console
     from rich.text import Text

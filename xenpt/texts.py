@@ -7,7 +7,7 @@ from xenpt.abi import XENFEATURES
 from xenpt.inputs.kernel import Kernel
 from xenpt.output import printable
 from xenpt.plan import Plan
-from xenpt.report import BAD, TITLE, WIDTH, Line, Report, Table, prose
+from xenpt.report import BAD, TITLE, WIDTH, Line, Prose, Report, Table
 from xenpt.units import format_address, format_pages, format_size
 
 LEAVES = {"1g": "1 GiB", "2m": "2 MiB", "4k": "4 KiB"}
@@ -32,7 +32,7 @@ def kernel_report(kernel: Kernel, name: str) -> Report:
     facts.append(("Symbols", f"{len(kernel.symbols)} known" if kernel.symbols else "none"))
     report: Report = [Line(f"{printable(name)}: {kernel.bits}-bit kernel{payload}", TITLE)]
     for label, value in facts:
-        report += prose(f" {label + ':':<15} {value}", indent=" " * 17)
+        report.append(Prose(f" {label + ':':<15} {value}", indent=" " * 17))
     report += [
         Line(),
         Table(
@@ -46,7 +46,7 @@ def kernel_report(kernel: Kernel, name: str) -> Report:
         Line("Xen notes:", TITLE),
     ]
     for note, _, content in kernel.notes:
-        report += prose(f" {note:<20} {_note(content)}", indent=" " * 22)
+        report.append(Prose(f" {note:<20} {_note(content)}", indent=" " * 22))
     return report if kernel.notes else [*report[:-1], Line("Xen notes: none", TITLE)]
 
 
@@ -85,7 +85,7 @@ def plan_report(plan: Plan) -> Report:
 
 
 def _in_short(plan: Plan) -> Report:
-    return prose(_mapping_in_words(plan)) + prose(_list_in_words(plan))
+    return [Prose(_mapping_in_words(plan)), Prose(_list_in_words(plan))]
 
 
 def _mapping_in_words(plan: Plan) -> str:
@@ -120,5 +120,5 @@ def beyond_report(beyond: tuple[dict[str, Any], ...]) -> Report:
     report: Report = []
     for limit in beyond:
         text = f"beyond: {limit['limit']} {limit['value']:,} ({limit['source']})"
-        report += prose(text, BAD, indent="  ", width=WIDTH)
+        report.append(Prose(text, BAD, indent="  ", width=WIDTH))
     return report

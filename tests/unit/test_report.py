@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from xenpt.report import BAD, TITLE, Line, Table, coloured, plain, prose
+from xenpt.report import BAD, TITLE, Line, Prose, Table, coloured, plain
 
 TABLE = Table(
     ("memory", "list", "tables"), [("64 GiB", "128 MiB", "3"), ("1 TiB", "2 GiB", "1,027")]
@@ -34,11 +34,17 @@ def test_table_is_a_table_exactly_where_it_fits(width, nr_lines):
 
 
 def test_prose_is_wrapped_with_its_indent_and_made_printable():
-    report = prose("a\x1b b" + " word" * 30, BAD, indent="    ")
-    assert report[0].text.startswith("a\\x1b b word")
-    assert len(report) > 1
-    assert all(len(line.text) <= 78 and line.style == BAD for line in report)
-    assert all(line.text.startswith("    word") for line in report[1:])
+    lines = list(Prose("a\x1b b" + " word" * 30, BAD, indent="    ").lines(96))
+    assert lines[0].text.startswith("a\\x1b b word")
+    assert len(lines) > 1
+    assert all(len(line.text) <= 78 and line.style == BAD for line in lines)
+    assert all(line.text.startswith("    word") for line in lines[1:])
+
+
+def test_prose_is_no_wider_than_the_terminal():
+    text = "sixteen columns of a sentence"
+    assert [line.text for line in Prose(text).lines(16)] == ["sixteen columns", "of a sentence"]
+    assert next(line.text for line in Prose(text).lines(1)) == "sixteen"
 
 
 class Terminal(io.StringIO):
