@@ -30,6 +30,8 @@ setup(
             Extension(
                 "xenpt._core",
                 ["xenpt/_core.pyx"],
+                depends=["xenpt/_core.pxd", "xenpt/_simd.h", "xenpt/_kernels.h"],
+                include_dirs=["xenpt"],
                 extra_compile_args=cflags,
                 extra_link_args=lflags,
                 define_macros=[("CYTHON_TRACE", "1"), ("CYTHON_TRACE_NOGIL", "1")]

@@ -4,7 +4,6 @@
 All are O(runs), vectorised, and return new arrays; none looks at a word of a page table.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,21 +15,20 @@ from xenpt.extents import (
     EMPTY,
     Ints,
     Mapping,
+    Ranges,
     Runs,
     clip,
     coalesce,
     column,
+    entries_in,
     entry_pages,
     expand,
+    join_ranges,
     run_array,
     sort_tables,
     split_at_tables,
     tables_of,
 )
-
-#: Half-open ranges of pfns, as pairs or as an (n, 2) array; any order, touching ones are joined.
-Ranges = Sequence[tuple[int, int]] | npt.NDArray[np.int64]
-
 
 # --- Map -----------------------------------------------------------------------------------------
 
@@ -163,19 +161,6 @@ def mark_writable(leaves: Runs, pfn_ranges: Ranges) -> tuple[Runs, int]:
     return _mark(leaves, pfn_ranges, clear=0, put=PTE_RW)
 
 
-def join_ranges(ranges: Ranges) -> npt.NDArray[np.int64]:
-    """Sorted, disjoint (n, 2) ranges: empty ones dropped, overlapping or touching ones joined."""
-    pairs = np.asarray(ranges, np.int64).reshape(-1, 2)
-    pairs = pairs[pairs[:, 0] < pairs[:, 1]]
-    pairs = pairs[np.argsort(pairs[:, 0], kind="stable")]
-    if not len(pairs):
-        return pairs
-    reach = np.maximum.accumulate(pairs[:, 1])
-    first = np.flatnonzero(np.append(True, pairs[1:, 0] > reach[:-1]))
-    last = np.append(first[1:] - 1, len(pairs) - 1)
-    return np.stack((pairs[first, 0], reach[last]), axis=1)
-
-
 def _mark(leaves: Runs, pfn_ranges: Ranges, *, clear: int, put: int) -> tuple[Runs, int]:
     run, first, end = _hits(leaves, join_ranges(pfn_ranges))
     if not len(run):
@@ -213,8 +198,8 @@ def _hits(leaves: Runs, ranges: npt.NDArray[np.int64]) -> tuple[Ints, Ints, Ints
     which = np.arange(len(run)) - np.repeat(np.cumsum(count) - count, count) + np.repeat(at, count)
     start, end = ranges[which, 0], ranges[which, 1]
     pfn, nr, step, size = pfn[run], nr[run], step[run], size[run]
-    inside = _entries_in(pfn, nr, step, start, end - size + 1)
-    touched = _entries_in(pfn, nr, step, start - size + 1, end)
+    inside = entries_in(pfn, nr, step, start, end - size + 1)
+    touched = entries_in(pfn, nr, step, start - size + 1, end)
     if np.any((inside[0] != touched[0]) | (inside[1] != touched[1])):
         at_fault = int(np.argmax((inside[0] != touched[0]) | (inside[1] != touched[1])))
         raise MappingError(
@@ -225,20 +210,6 @@ def _hits(leaves: Runs, ranges: npt.NDArray[np.int64]) -> tuple[Ints, Ints, Ints
     run, first, last = run[hit], first[hit], last[hit]
     order = np.lexsort((first, run))
     return run[order], first[order], last[order]
-
-
-def _entries_in(pfn: Ints, nr: Ints, step: Ints, start: Ints, end: Ints) -> tuple[Ints, Ints]:
-    """Entries [first, last) of each run whose frame number lies in [start, end)."""
-    pace = np.where(step == 0, 1, np.abs(step))
-    up_first, up_last = -((pfn - start) // pace), -((pfn - end) // pace)
-    down_first, down_last = (pfn - end) // pace + 1, (pfn - start) // pace + 1
-    still = (pfn >= start) & (pfn < end)
-    first = np.select([step > 0, step < 0], [up_first, down_first], np.where(still, 0, nr))
-    last = np.select([step > 0, step < 0], [up_last, down_last], nr)
-    first = np.clip(first, 0, nr)
-    last = np.clip(last, first, nr)
-    empty = first >= last
-    return np.where(empty, 0, first), np.where(empty, 0, last)
 
 
 # --- Clear ---------------------------------------------------------------------------------------
@@ -361,12 +332,16 @@ def _before_first_gap(pieces: Runs) -> npt.NDArray[np.bool_]:
 
 def _free_events(pieces: Runs, tables: Runs) -> npt.NDArray[np.void]:
     """Frees of leaves and tables, ordered by where the walk has finished with them."""
+    pieces = pieces.copy()
+    pieces["flags"] = 0  # a free does not ask for them
+    pieces = coalesce(pieces, within=True)
     events = np.zeros(len(pieces) + len(tables), FREE)
     for name in ("vpn", "pfn", "nr", "step", "level"):
         events[name] = np.concatenate((pieces[name], tables[name]))
     events["pages"][: len(pieces)] = entry_pages(column(pieces, "level"))
     events["pages"][len(pieces) :] = 1
     events["table"][len(pieces) :] = True
+    events["step"][len(pieces) :] = 1
     end = np.concatenate((_ends(pieces), _ends(tables, tables=True)))
     return events[np.lexsort((events["level"], events["table"], end))]
 

@@ -19,7 +19,15 @@ import numpy as np
 import numpy.typing as npt
 
 from xenpt import _core
-from xenpt.abi import INVALID_P2M_ENTRY, LEVELS, PAGE_SHIFT, PTE_PRESENT, PTE_PSE, TABLE_SHIFT
+from xenpt.abi import (
+    INVALID_P2M_ENTRY,
+    LEVELS,
+    PAGE_SHIFT,
+    PTE_PRESENT,
+    PTE_PSE,
+    TABLE_SHIFT,
+    pfn_up,
+)
 from xenpt.errors import MappingError
 
 #: One run. `vpn`: virtual page number (vaddr >> 12, unsigned); `flags`: entry bits without frame.
@@ -39,6 +47,8 @@ Runs = npt.NDArray[np.void]
 Frames = npt.NDArray[np.uint64]
 Ints = npt.NDArray[np.int64]
 EMPTY = np.empty(0, RUN)
+#: Half-open ranges of pfns, as pairs or as an (n, 2) array; any order, touching ones are joined.
+Ranges = Sequence[tuple[int, int]] | npt.NDArray[np.int64]
 
 
 def make_runs(rows: Iterable[Sequence[int]]) -> Runs:
@@ -78,10 +88,14 @@ def entry_pages(level: npt.NDArray[np.int64]) -> Ints:
     return np.left_shift(np.int64(1), TABLE_SHIFT * (level - 1))
 
 
-def coalesce(runs: Runs, *, tables: bool = False) -> Runs:
-    """Canonical form of sorted runs; with `tables` an entry covers 512 times as much."""
+def coalesce(runs: Runs, *, tables: bool = False, within: bool = False) -> Runs:
+    """Canonical form of sorted runs.
+
+    :param tables: the entries are table pages: each covers 512 times as much
+    :param within: no run crosses the border of a table page of its level
+    """
     out = np.empty(2 * len(runs), RUN)
-    nr = _core.coalesce(words(runs), words(out), tables)
+    nr = _core.coalesce(words(runs), words(out), tables, within)
     return out[:nr].copy()
 
 
@@ -113,6 +127,33 @@ def split_at_tables(runs: Runs, *, tables: bool = False) -> Runs:
     out["pfn"] = column(out, "pfn") + first * column(out, "step")
     out["nr"] = end - first
     return out
+
+
+def entries_in(pfn: Ints, nr: Ints, step: Ints, start: Ints, end: Ints) -> tuple[Ints, Ints]:
+    """Entries [first, last) of each run whose frame number lies in [start, end)."""
+    pace = np.where(step == 0, 1, np.abs(step))
+    up_first, up_last = -((pfn - start) // pace), -((pfn - end) // pace)
+    down_first, down_last = (pfn - end) // pace + 1, (pfn - start) // pace + 1
+    still = (pfn >= start) & (pfn < end)
+    first = np.select([step > 0, step < 0], [up_first, down_first], np.where(still, 0, nr))
+    last = np.select([step > 0, step < 0], [up_last, down_last], nr)
+    first = np.clip(first, 0, nr)
+    last = np.clip(last, first, nr)
+    empty = first >= last
+    return np.where(empty, 0, first), np.where(empty, 0, last)
+
+
+def join_ranges(ranges: Ranges) -> npt.NDArray[np.int64]:
+    """Sorted, disjoint (n, 2) ranges: empty ones dropped, overlapping or touching ones joined."""
+    pairs = np.asarray(ranges, np.int64).reshape(-1, 2)
+    pairs = pairs[pairs[:, 0] < pairs[:, 1]]
+    pairs = pairs[np.argsort(pairs[:, 0], kind="stable")]
+    if not len(pairs):
+        return pairs
+    reach = np.maximum.accumulate(pairs[:, 1])
+    first = np.flatnonzero(np.append(True, pairs[1:, 0] > reach[:-1]))
+    last = np.append(first[1:] - 1, len(pairs) - 1)
+    return np.stack((pairs[first, 0], reach[last]), axis=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,8 +200,9 @@ class Mapping:
 
         :raises MappingError: a leaf crosses an end
         """
-        leaves = coalesce(clip(self.leaves, start >> PAGE_SHIFT, end >> PAGE_SHIFT))
-        tables = tables_of(self.tables, start >> PAGE_SHIFT, end >> PAGE_SHIFT)
+        first, last = start >> PAGE_SHIFT, pfn_up(end)
+        leaves = coalesce(clip(self.leaves, first, last))
+        tables = tables_of(self.tables, first, last)
         return Mapping(leaves, coalesce(tables, tables=True))
 
     def merge(self, other: "Mapping") -> "Mapping":
@@ -291,30 +333,31 @@ class P2M:
 
     def pfn(self, mfns: npt.ArrayLike) -> Frames:
         """Guest frames of machine frames (the M2P); INVALID_P2M_ENTRY for other domains'."""
-        pfn, mfn, step, nr = self._columns()
-        down = (step < 0) & (nr > 1)
-        low = np.where(down, mfn - nr + 1, mfn)
-        at_low = np.where(down, pfn + nr - 1, pfn)
-        order = np.argsort(low)
-        return _look_up(
-            np.asarray(mfns, np.uint64), low[order], at_low[order], step[order], nr[order]
-        )
+        return _look_up(np.asarray(mfns, np.uint64), *self._inverse())
 
-    def is_linear(self, pfn: int, nr: int) -> bool:
-        """Whether [pfn, pfn + nr) lies in contiguous ascending host memory."""
-        first, mfn, step, length = self._columns()
-        at = int(np.searchsorted(first, pfn, side="right")) - 1
-        while at >= 0 and at < len(first) and first[at] <= pfn < first[at] + length[at]:
-            if length[at] > 1 and step[at] != 1:
-                return False
-            end = int(first[at] + length[at])
-            if pfn + nr <= end:
-                return True
-            here = int(mfn[at] + length[at])
-            pfn, nr, at = end, nr - (end - pfn), at + 1
-            if at == len(first) or int(mfn[at]) != here:
-                return False
-        return False
+    def to_mfn(self, runs: Runs, *, tables: bool = False) -> Runs:
+        """The same leaves (or table pages) with machine frames in their pfn column.
+
+        :raises MappingError: a page has no frame, or a superpage no contiguous ones
+        """
+        return _translate(runs, *self._columns(), tables=tables)
+
+    def to_pfn(self, runs: Runs, *, tables: bool = False) -> Runs:
+        """The inverse of `to_mfn`.
+
+        :raises MappingError: a frame is not the domain's
+        """
+        return _translate(runs, *self._inverse(), tables=tables)
+
+    def mfn_ranges(self, pfn_ranges: Ranges) -> npt.NDArray[np.int64]:
+        """Sorted, disjoint ranges of the machine frames of `pfn_ranges`; holes are left out."""
+        pfn, mfn, step, nr = self._columns()
+        ranges = join_ranges(pfn_ranges)
+        run, which = _overlaps(pfn, pfn + nr, ranges[:, 0], ranges[:, 1])
+        first = np.maximum(ranges[which, 0], pfn[run]) - pfn[run]
+        last = np.minimum(ranges[which, 1], pfn[run] + nr[run]) - pfn[run] - 1
+        ends = np.stack((mfn[run] + first * step[run], mfn[run] + last * step[run]))
+        return join_ranges(np.stack((ends.min(axis=0), ends.max(axis=0) + 1), axis=1))
 
     def check(self) -> None:
         """:raises MappingError: pfns unsorted or twice, mfns twice, a step other than 1 or -1."""
@@ -332,6 +375,14 @@ class P2M:
         if len(twice):
             raise MappingError(f"mfn {int(low[twice[0] + 1]):#x} is in the P->M list twice")
 
+    def _inverse(self) -> tuple[Ints, Ints, Ints, Ints]:
+        """Columns of the runs mfn -> pfn, sorted by mfn."""
+        pfn, mfn, step, nr = self._columns()
+        down = (step < 0) & (nr > 1)
+        low, at_low = np.where(down, mfn - nr + 1, mfn), np.where(down, pfn + nr - 1, pfn)
+        order = np.argsort(low)
+        return low[order], at_low[order], step[order], nr[order]
+
     def _columns(self) -> tuple[Ints, Ints, Ints, Ints]:
         pfn, mfn, step, nr = (column(self.runs, name) for name in P2M_RUN.names or ())
         return pfn, mfn, step, nr
@@ -347,3 +398,51 @@ def _look_up(keys: Frames, start: Ints, value: Ints, step: Ints, nr: Ints) -> Fr
     inside = (i >= 0) & (i < nr[at])
     out[inside] = (value[at] + i * step[at])[inside].astype(np.uint64)
     return out
+
+
+def _overlaps(start: Ints, end: Ints, starts: Ints, ends: Ints) -> tuple[Ints, Ints]:
+    """Pairs (i, j) of ranges [start, end) and of sorted, disjoint [starts, ends) that may meet."""
+    at = np.searchsorted(ends, start, side="right")
+    count = np.maximum(np.searchsorted(starts, end, side="left") - at, 0)
+    i = np.repeat(np.arange(len(start)), count)
+    return i, np.arange(len(i)) - np.repeat(np.cumsum(count) - count - at, count)
+
+
+def _translate(runs: Runs, start: Ints, value: Ints, step: Ints, nr: Ints, *, tables: bool) -> Runs:
+    """Runs whose frames are looked up in sorted frame runs, cut where those end."""
+    start, value, step, nr = _join_lines(start, value, step, nr)
+    frame, count, pace = (column(runs, name) for name in ("pfn", "nr", "step"))
+    size = np.ones_like(count) if tables else entry_pages(column(runs, "level"))
+    other = frame + (count - 1) * pace
+    low, high = np.minimum(frame, other), np.maximum(frame, other)
+    run, which = _overlaps(low, high + size, start, start + nr)
+    first, last = entries_in(
+        frame[run], count[run], pace[run], start[which], start[which] + nr[which] - size[run] + 1
+    )
+    hit = (first < last) & ((size[run] == 1) | (step[which] == 1))
+    run, which, first, last = run[hit], which[hit], first[hit], last[hit]
+    order = np.lexsort((first, run))
+    run, which, first, last = run[order], which[order], first[order], last[order]
+    found = np.zeros(len(runs), np.int64)
+    np.add.at(found, run, last - first)
+    if np.any(found != count):
+        row = runs[int(np.argmax(found != count))]
+        raise MappingError(
+            f"frames of the run at vpn {int(row['vpn']):#x} (frame {int(row['pfn']):#x}, "
+            f"level {int(row['level'])}) are not all the domain's, or not contiguous"
+        )
+    out = runs[run]
+    out["vpn"] = column(out, "vpn") + first * entry_pages(column(out, "level") + tables)
+    out["pfn"] = value[which] + (frame[run] + first * pace[run] - start[which]) * step[which]
+    out["nr"] = last - first
+    out["step"] = pace[run] * step[which]
+    return coalesce(out, tables=tables)
+
+
+def _join_lines(start: Ints, value: Ints, step: Ints, nr: Ints) -> tuple[Ints, Ints, Ints, Ints]:
+    """Ascending frame runs that go on in the next one, joined: a superpage may span them."""
+    step = np.where(nr == 1, 1, step)
+    joins = (start[:-1] + nr[:-1] == start[1:]) & (value[:-1] + nr[:-1] == value[1:])
+    joins &= (step[:-1] == 1) & (step[1:] == 1)
+    first = np.flatnonzero(np.append(True, ~joins)) if len(start) else np.empty(0, np.int64)
+    return start[first], value[first], step[first], np.add.reduceat(nr, first) if len(nr) else nr

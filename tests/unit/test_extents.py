@@ -141,11 +141,28 @@ def test_p2m_from_list_finds_runs_and_holes():
     assert p2m.mfn(np.arange(6)).tolist() == mfns.tolist()
 
 
-def test_p2m_is_linear_only_over_contiguous_host_memory():
+def test_runs_are_cut_where_the_p2m_is_and_joined_where_it_goes_on():
     p2m = P2M.from_rows([[0, 100, 1, 10], [10, 110, 1, 10], [20, 50, -1, 5]])
-    assert p2m.is_linear(5, 15)
-    assert not p2m.is_linear(5, 16)
-    assert not p2m.is_linear(25, 1)
+    runs = make_runs([(0, 5, 18, 1, 1, RW)])
+    assert p2m.to_mfn(runs).tolist() == [(0, 105, 15, 1, 1, RW), (15, 50, 3, -1, 1, RW)]
+    assert p2m.to_pfn(p2m.to_mfn(runs)).tolist() == runs.tolist()
+
+
+def test_a_superpage_needs_contiguous_frames():
+    leaf = make_runs([(0, 8, 1, 512, 2, RW | PTE_PSE)])
+    assert P2M.from_rows([[0, 40, 1, 100], [100, 140, 1, 900]]).to_mfn(leaf)["pfn"].tolist() == [48]
+    with pytest.raises(MappingError, match="not contiguous"):
+        P2M.from_rows([[0, 40, 1, 100], [100, 141, 1, 900]]).to_mfn(leaf)
+
+
+def test_a_leaf_of_a_page_without_frame_is_refused():
+    with pytest.raises(MappingError, match="vpn 0x7"):
+        P2M.linear(10, 0).to_mfn(make_runs([(7, 9, 2, 1, 1, RW)]))
+
+
+def test_mfn_ranges_follow_the_p2m():
+    p2m = P2M.from_rows([[0, 100, 1, 10], [10, 59, -1, 10], [30, 110, 1, 5]])
+    assert p2m.mfn_ranges([(8, 12), (29, 31)]).tolist() == [[58, 60], [108, 111]]
 
 
 @pytest.mark.parametrize(

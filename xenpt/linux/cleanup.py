@@ -20,8 +20,8 @@ from xenpt.abi import (
     table_slot,
 )
 from xenpt.cost import Cost
-from xenpt.engine import FreeWalk, WalkRules, join_ranges, walk_to_free
-from xenpt.extents import Ints, Mapping, column
+from xenpt.engine import FreeWalk, WalkRules, walk_to_free
+from xenpt.extents import Ints, Mapping, column, join_ranges
 from xenpt.linux.directmap import KERNEL_PTE
 from xenpt.linux.memblock import Memblock, Regions
 from xenpt.linux.pagetable import clean_highmap
