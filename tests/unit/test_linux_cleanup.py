@@ -93,6 +93,7 @@ def test_linux_dies_of_a_list_in_slot_0_or_across_two_slots(base):
     assert boot.panic == "Hardware Dom0 halted: halting machine"
     assert boot.cleanup is None
     assert boot.as_dict()["cleanup"] is None
+    assert boot.as_dict()["memblock"]["cleanup"] is None
 
 
 def test_a_cleanup_alone_says_what_the_second_slot_of_a_list_leaks():

@@ -154,7 +154,10 @@ class Boot:
             "plan": plan,
             "stages": [result.as_dict() for result in self.results],
             "cleanup": cleanup,
-            "memblock": {point: memblock.as_dict() for point, memblock in self._memblock.items()},
+            "memblock": {
+                point: memblock.as_dict() if (memblock := self._memblock.get(point)) else None
+                for point in ("setup", "cleanup")
+            },
             "beyond": [*plan["beyond"], *self._beyond()],
         }
 
