@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from xenpt.abi import ENTRIES, PAGE_SIZE, table_slot
+from xenpt.abi import ENTRIES, PAGE_SIZE, START_KERNEL_MAP, table_slot
 from xenpt.cost import Cost
-from xenpt.errors import PanicError
+from xenpt.errors import PanicError, UsageError
 from xenpt.extents import Mapping
 from xenpt.inputs.config import Ram as E820Entry
 from xenpt.linux.cleanup import Cleanup, free_list, p2m_free
@@ -172,10 +172,17 @@ def initial_state(
     """What Linux finds at its entry.
 
     :raises PanicError: the plan has no domain
+    :raises UsageError: a kernel that is not where 64-bit Linux is
     """
-    if domain.plan.panic:
-        raise PanicError(domain.plan.panic)
-    limit = domain.plan.max_pages if max_reservation is None else max_reservation
+    plan = domain.plan
+    if plan.panic:
+        raise PanicError(plan.panic)
+    if plan.image.bits != 64 or plan.total[0] < START_KERNEL_MAP:
+        raise UsageError(
+            f"Linux {rules.name} is modelled as a 64-bit kernel from {START_KERNEL_MAP:x} on; "
+            f"this kernel has {plan.image.bits} bits and is mapped from {plan.total[0]:x} on"
+        )
+    limit = plan.max_pages if max_reservation is None else max_reservation
     return BootState(domain, rules, tuple(e820 or ()), limit)
 
 
