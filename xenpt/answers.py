@@ -64,7 +64,7 @@ def boot(options: Namespace) -> Answer:
     data = booted.as_dict()
     if data["cleanup"] is not None:
         data["cleanup"] |= _chosen(planned)
-    return Answer(data, boot_report(booted), NO if booted.panic else YES)
+    return Answer(data, boot_report(booted, data["beyond"]), NO if booted.panic else YES)
 
 
 def cleanup(options: Namespace) -> Answer:
@@ -88,9 +88,10 @@ def founding_question(_: Namespace) -> Answer:
     without = plan_dom0(replace(image, init_p2m=None), nr_pages=nr_pages)
     booted = Boot(build(plan_dom0(image, nr_pages=nr_pages)), rules=SEED).run()
     sweep = {leaf: list(_small_sweep(image, leaf)) for leaf in BUILDER_LEAVES.values()}
+    with_note = booted.as_dict()
     data = {
         "without_init_p2m": _panicked_boot(without),
-        "with_init_p2m": booted.as_dict(),
+        "with_init_p2m": with_note,
         "cleanup": [
             {"nr_pages": planned.nr_pages, **freed.as_dict(), **_chosen(planned, builder)}
             for builder, leaf in BUILDER_LEAVES.items()
@@ -98,7 +99,7 @@ def founding_question(_: Namespace) -> Answer:
         ],
         "modelled": timing.constants(),
     }
-    return Answer(data, founding_report(without, booted, sweep))
+    return Answer(data, founding_report(without, booted, with_note["beyond"], sweep))
 
 
 def _small_sweep(image: Kernel, leaf: str) -> Iterator[tuple[Plan, Cleanup]]:
@@ -115,7 +116,7 @@ def _panicked_boot(planned: Plan) -> dict[str, Any]:
         "plan": planned.as_dict(),
         "stages": [],
         "cleanup": None,
-        "memblock": {},
+        "memblock": {"setup": None, "cleanup": None},
         "beyond": planned.beyond,
     }
 

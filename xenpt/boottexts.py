@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Boots and cleanups as reports: what was counted, and beside it the one time that is modelled."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from xenpt import timing
 from xenpt.cost import Cost
@@ -24,8 +25,8 @@ def panic_report(plan: Plan, profile: str) -> Report:
     return [Line(f"panics: {_guest(plan, profile)}", BAD), Line(), *plan_report(plan)]
 
 
-def boot_report(boot: Boot) -> Report:
-    """Verdict, and the stages with what they cost."""
+def boot_report(boot: Boot, beyond: Iterable[dict[str, Any]]) -> Report:
+    """Verdict, the stages with what they cost, and the limits that they pass."""
     plan = boot.domain.plan
     style = BAD if boot.panic else GOOD
     report: Report = [Line(f"{boot.verdict}: {_guest(plan, boot.rules.name)}", style), Line()]
@@ -40,7 +41,7 @@ def boot_report(boot: Boot) -> Report:
             f"{cost.memblock_free_calls:,} calls of memblock_free."
         )
         report += [Line(), Prose(text), *_leak_report(cost)]
-    return [*report, *beyond_report(plan.beyond)]
+    return [*report, *beyond_report(beyond)]
 
 
 def cleanup_report(plan: Plan, freed: Cleanup, variants: Mapping[str, Cleanup]) -> Report:
@@ -83,10 +84,14 @@ def _cost_rows(costs: Sequence[Cost]) -> list[list[str]]:
 
 
 def founding_report(
-    without: Plan, boot: Boot, sweep: Mapping[str, Sequence[tuple[Plan, Cleanup]]]
+    without: Plan,
+    boot: Boot,
+    beyond: Iterable[dict[str, Any]],
+    sweep: Mapping[str, Sequence[tuple[Plan, Cleanup]]],
 ) -> Report:
     """The question that began it: a dom0 of 600 GiB, and what freeing its list costs.
 
+    :param beyond: limits that the boot passes
     :param sweep: by largest leaf, a plan and its cleanup for each size
     """
     plan = boot.domain.plan
@@ -94,6 +99,7 @@ def founding_report(
         Line(f"Can a {_guest(plan, boot.rules.name)}, start?", TITLE),
         _before_and_after(without, boot),
         Line(f"  Xen, without it: {without.panic}", BAD),
+        *beyond_report(beyond),
         Line(),
         Line("With the note, as xl dmesg shows it:", TITLE),
         *(Line(text) for text in str(plan)[str(plan).index("VIRTUAL") :].splitlines()),

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Kernels and plans as reports."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from xenpt.abi import XENFEATURES
@@ -115,7 +116,7 @@ def leaves_in_words(leaves: dict[str, int]) -> str:
     return " + ".join(f"{leaves[k]:,} x {size}" for k, size in LEAVES.items() if leaves[k])
 
 
-def beyond_report(beyond: tuple[dict[str, Any], ...]) -> Report:
+def beyond_report(beyond: Iterable[dict[str, Any]]) -> Report:
     """One line for each limit of the real thing that an answer passes."""
     report: Report = []
     for limit in beyond:
