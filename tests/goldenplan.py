@@ -1,45 +1,54 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Plans for golden cases: the inputs of a real boot, and nothing that it printed."""
+"""Golden oracle cases as the model's inputs: what a boot was given, and nothing that it printed."""
 
-from typing import Any
+from goldendata import facts
 
-import goldendata
 from xenpt.inputs.config import Host
 from xenpt.inputs.kernel import Kernel
 from xenpt.plan import Plan, plan_dom0
 
 
-def kernel_of(facts: dict[str, Any]) -> Kernel:
-    """The kernel image of a case, from its program headers and Xen notes."""
-    image = facts["kernel_image"]
+def kernel_of(name: str) -> Kernel:
+    """The kernel that was booted, from its program headers and Xen notes."""
+    image = facts(name)["kernel_image"]
     notes, load = image["xen_notes"], image["load"]
-    offset = notes["VIRT_BASE"] - notes.get("PADDR_OFFSET", 0)
-    paddr = min(p["paddr"] for p in load), max(p["paddr"] + p["memsz"] for p in load)
+    start = min(segment["paddr"] for segment in load)
+    end = max(segment["paddr"] + segment["memsz"] for segment in load)
+    shift = notes["VIRT_BASE"] - notes["PADDR_OFFSET"]
     return Kernel(
         bits=64,
-        pae="extcr3",
+        pae="extcr3" if notes["PAE_MODE"] == "yes" else "no",
         virt_base=notes["VIRT_BASE"],
-        virt_kstart=paddr[0] + offset,
-        virt_kend=paddr[1] + offset,
+        virt_kstart=start + shift,
+        virt_kend=end + shift,
         entry=notes["ENTRY"],
-        paddr=paddr,
-        segments=tuple((p["paddr"], p["filesz"], p["memsz"]) for p in load),
+        paddr=(start, end),
+        segments=tuple((s["paddr"], s["filesz"], s["memsz"]) for s in load),
         init_p2m=notes.get("INIT_P2M"),
         mod_start_pfn=bool(notes.get("MOD_START_PFN")),
-        features=notes.get("FEATURES"),
-        supported_features=notes.get("SUPPORTED_FEATURES"),
+        features=notes["FEATURES"],
+        supported_features=notes["SUPPORTED_FEATURES"],
+        hypercall_page=notes.get("HYPERCALL_PAGE"),
+        hv_start_low=notes.get("HV_START_LOW"),
+        payload=image["payload"],
+        machine=image["e_machine"],
     )
 
 
-def dom0_plan(name: str) -> Plan:
-    """The plan of an oracle case that reached its entry."""
-    facts = goldendata.facts(name)
-    options, entry = facts["options"], facts["dump"]["entry"]
-    huge = "-pdpe1gb" not in options["cpu"] and "pv-l1tf" not in options["xen_args"]
+def largest_leaf(name: str) -> str:
+    """Largest leaf of the list: no 1 GiB without the processor's, nor for a shadowed dom0."""
+    options = facts(name)["options"]
+    has_1g = "-pdpe1gb" not in options["cpu"] and "pv-l1tf" not in options["xen_args"]
+    return "1g" if has_1g else "2m"
+
+
+def entry_plan(name: str) -> Plan:
+    """The plan of a case that reached its entry, of exactly its size."""
+    options, start_info = facts(name)["options"], facts(name)["dump"]["entry"]["start_info"]
     return plan_dom0(
-        kernel_of(facts),
-        Host(xen=facts["xen"]["version"], superpages="1g" if huge else "2m"),
-        nr_pages=entry["start_info"]["nr_pages"],
+        kernel_of(name),
+        Host(xen=facts(name)["xen"]["version"], superpages=largest_leaf(name)),
+        nr_pages=start_info["nr_pages"],
         initrd_bytes=options["initrd_size"],
-        cmd_line=entry["start_info"]["cmd_line"],
+        cmd_line=start_info["cmd_line"],
     )

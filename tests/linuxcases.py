@@ -7,6 +7,7 @@ from typing import Any
 
 import goldendata
 import numpy as np
+from goldenplan import kernel_of
 
 from xenpt.abi import (
     HYPERVISOR_MEMORY_OP,
@@ -46,25 +47,13 @@ def version(case: str) -> str:
     return found[0]
 
 
-def kernel_of(case: str) -> Kernel:
+def linux_of(case: str) -> Kernel:
     """The kernel that was booted, with the symbols that its boots give away."""
-    image, default = goldendata.facts(case)["kernel_image"], default_kernel()
-    notes, load = image["xen_notes"], image["load"]
-    paddr = min(s["paddr"] for s in load), max(s["paddr"] + s["memsz"] for s in load)
-    base = notes["VIRT_BASE"]
-    series = version(case)
-    symbols = dict(default.symbols or {}) if series == "6.1" else _symbols(case, base + paddr[0])
-    return replace(
-        default,
-        virt_kstart=base + paddr[0],
-        virt_kend=base + paddr[1],
-        paddr=paddr,
-        segments=tuple((s["paddr"], s["filesz"], s["memsz"]) for s in load),
-        entry=notes["ENTRY"],
-        init_p2m=notes.get("INIT_P2M"),
-        mod_start_pfn=bool(notes.get("MOD_START_PFN")),
-        symbols=symbols | {"xen_remap_buf": REMAP_BUFFER.get(series, START_KERNEL_MAP)},
-    )
+    kernel, series = kernel_of(case), version(case)
+    known = default_kernel().symbols or {}
+    symbols = dict(known) if series == "6.1" else _symbols(case, kernel.virt_kstart)
+    buffer = REMAP_BUFFER.get(series, START_KERNEL_MAP)
+    return replace(kernel, symbols=symbols | {"xen_remap_buf": buffer})
 
 
 def _symbols(case: str, text: int) -> dict[str, int]:
@@ -84,7 +73,7 @@ def boot_of(case: str, *, record: bool = True) -> Boot:
     facts = goldendata.facts(case)
     start_info: dict[str, Any] = facts["dump"]["start_info"]
     plan = plan_dom0(
-        kernel_of(case),
+        linux_of(case),
         Host(xen=facts["xen"]["version"]),
         nr_pages=start_info["nr_pages"],
         initrd_bytes=facts["options"]["initrd_size"] or None,

@@ -4,14 +4,14 @@
 The layout comes from the plan alone; only where the host put the pages is taken from the dump.
 """
 
+import goldendata
 import numpy as np
 import pytest
-from xenpt.image import materialise
+from goldenplan import entry_plan
 
-import goldendata
-from goldenplan import dom0_plan
 from xenpt import abi
 from xenpt.extents import P2M
+from xenpt.image import materialise
 from xenpt.xen.dom0 import Domain, build
 
 CASES = goldendata.cases("oracle", dump="entry")
@@ -22,7 +22,7 @@ def entry_domain(name: str) -> Domain:
     arrays, facts = goldendata.arrays(name), goldendata.facts(name)
     start_info = facts["dump"]["entry"]["start_info"]
     return build(
-        dom0_plan(name),
+        entry_plan(name),
         p2m=P2M.from_rows(arrays["entry_p2m_runs"].astype(np.int64)),
         shared_info=start_info["shared_info"],
     )

@@ -11,55 +11,28 @@ from itertools import pairwise
 
 import pytest
 from goldendata import cases, facts, log
+from goldenplan import kernel_of, largest_leaf
 
 from xenpt.arrangement import kernel_lines
 from xenpt.inputs.config import Host, parse_e820
-from xenpt.inputs.kernel import Kernel, default_kernel
+from xenpt.inputs.kernel import default_kernel
 from xenpt.plan import plan_dom0
 from xenpt.units import pages
 
-NO_NOTE = {"127"}  # the type that the oracle gave a note in order to blank it
 CASES = cases()
 ENTRY_CASES = cases(dump="entry")
-
-
-def kernel_of(name):
-    image = facts(name)["kernel_image"]
-    notes = {key: value for key, value in image["xen_notes"].items() if key not in NO_NOTE}
-    start = min(segment["paddr"] for segment in image["load"])
-    end = max(segment["paddr"] + segment["memsz"] for segment in image["load"])
-    shift = notes["VIRT_BASE"] - notes["PADDR_OFFSET"]
-    return Kernel(
-        bits=64,
-        pae="extcr3" if notes["PAE_MODE"] == "yes" else "no",
-        virt_base=notes["VIRT_BASE"],
-        virt_kstart=start + shift,
-        virt_kend=end + shift,
-        entry=notes["ENTRY"],
-        paddr=(start, end),
-        segments=(),
-        init_p2m=notes.get("INIT_P2M"),
-        mod_start_pfn=bool(notes.get("MOD_START_PFN")),
-        features=notes["FEATURES"],
-        supported_features=notes["SUPPORTED_FEATURES"],
-        hypercall_page=notes.get("HYPERCALL_PAGE"),
-        hv_start_low=notes.get("HV_START_LOW"),
-        payload=image["payload"],
-        machine=image["e_machine"],
-    )
 
 
 def plan_of(name):
     case = facts(name)
     options, xen = case["options"], case["xen"]
     physical = xen["physical_memory_arrangement"]
-    has_1g = "-pdpe1gb" not in options["cpu"] and "pv-l1tf" not in options["xen_args"]
     return plan_dom0(
         kernel_of(name),
         Host(
             xen=xen["version"],
             e820=parse_e820(log(name).split("Linux version")[0].splitlines()),
-            superpages="1g" if has_1g else "2m",
+            superpages=largest_leaf(name),
         ),
         dom0_mem=options["dom0_mem"],
         initrd_bytes=options["initrd_size"],
