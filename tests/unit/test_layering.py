@@ -19,7 +19,7 @@ ROWS = (
     ("_core", "_reference"),
     ("inputs", "inputs.*"),
     ("plan", "arrangement", "dom0size", "eras", "layout", "listshape", "panics"),
-    ("extents", "image", "engine"),
+    ("extents", "image", "engine", "stream"),
     ("xen", "xen.*"),
     ("linux", "linux.*"),
     ("explain", "capacity", "sweep"),
@@ -128,4 +128,7 @@ def test_only_report_and_cli_print(module):
 def test_core_knows_nothing_of_the_package_or_of_numpy():
     text = SOURCES["_core"].read_text(encoding="utf-8")
     imports = re.findall(r"^\s*(?:c?import|from)\s+([\w.]+)", text, flags=re.MULTILINE)
-    assert {name for name in imports if name.split(".")[0] in {"xenpt", "numpy"}} <= {"xenpt._core", "xenpt.errors"}
+    assert {name for name in imports if name.split(".")[0] in {"xenpt", "numpy"}} <= {
+        "xenpt._core",
+        "xenpt.errors",
+    }

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+import pytest
+
+from xenpt.abi import L1_PROT_DOM0, TABLE_PROT
+from xenpt.errors import MappingError
+from xenpt.extents import P2M, Mapping, make_runs
+from xenpt.stream import CHUNK_ENTRIES, stream
+
+DIRECT_MAP = 0xFFFF888000000000 >> 12
+NR_PAGES = CHUNK_ENTRIES + 3 * 512  # a second chunk, and a window that is not full
+
+
+def direct_map(nr_pages=NR_PAGES):
+    """Every page of a guest, and L1 tables behind them."""
+    leaves = make_runs([(DIRECT_MAP, 0, nr_pages, 1, 1, L1_PROT_DOM0)])
+    tables = make_runs([(DIRECT_MAP, nr_pages, nr_pages // 512, 1, 1, TABLE_PROT)])
+    return Mapping(leaves, tables), P2M.linear(2 * nr_pages, 0)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_every_entry_of_a_large_guest_is_met_once(threads):
+    mapping, p2m = direct_map()
+    seen = []
+    found = stream(
+        mapping, p2m, pfn_ranges=[(100, 1700), (NR_PAGES - 5, NR_PAGES)],
+        threads=threads, progress=lambda done, total: seen.append((done, total)),
+    )  # fmt: skip
+    nr_tables = NR_PAGES // 512
+    assert found.ptes == NR_PAGES
+    assert found.entries == NR_PAGES + nr_tables
+    assert (found.changed, found.read_only) == (1605, 1605)
+    assert found.tables == nr_tables + -(-nr_tables // 512)
+    assert found.windows == -(-(CHUNK_ENTRIES // 512) // 8) + 1 + -(-(nr_tables // 512 + 1) // 8)
+    assert seen[-1][1] == 3
+
+
+def test_a_fault_names_the_window():
+    mapping, p2m = direct_map()
+    vaddr = (DIRECT_MAP + CHUNK_ENTRIES + 513) << 12
+    with pytest.raises(MappingError, match="level 1 from 0xffff889000000000"):
+        stream(mapping, p2m, flip=vaddr)
