@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from xenpt import timing
-from xenpt.boottexts import boot_report, cleanup_report, founding_report, panic_report
+from xenpt.boottexts import Freed, boot_report, cleanup_report, founding_report, panic_report
 from xenpt.errors import InputError, UsageError
-from xenpt.inputs.config import Host, read_e820
+from xenpt.inputs.config import LEAF_SIZES, Host, read_e820
 from xenpt.inputs.kernel import Kernel, default_kernel, read_kernel
-from xenpt.linux import PROFILES, SEED, Boot, Cleanup, LinuxRules, free_initial_p2m
+from xenpt.linux import PROFILES, SEED, Boot, LinuxRules, free_initial_p2m
+from xenpt.measured import walk_seconds
 from xenpt.plan import Plan, plan_dom0
 from xenpt.report import Report
 from xenpt.texts import kernel_report, plan_report
@@ -74,12 +75,20 @@ def cleanup(options: Namespace) -> Answer:
     if planned.panic:
         panic = {"profile": rules.name, **_chosen(planned), "panic": planned.panic}
         return Answer(panic, panic_report(planned, rules.name), NO)
-    domain = build(planned)
-    freed = free_initial_p2m(domain, rules=rules)
-    variants = Boot(domain, rules=rules).variants
-    others = {leaf: variant.as_dict() for leaf, variant in variants.items()}
-    data = {**freed.as_dict(), **_chosen(planned), "panic": None, "variants": others}
-    return Answer(data, cleanup_report(planned, freed, variants))
+    freed = _freed(planned, rules)
+    others = [_plan(options, leaf) for leaf in LEAF_SIZES if planned.list_outside]
+    variants = [
+        _freed(other, rules)
+        for other in others
+        if other.host.superpages != planned.host.superpages and not other.panic
+    ]
+    data = {
+        **freed.cleanup.as_dict(),
+        **_chosen(planned),
+        "panic": None,
+        "variants": {v.plan.host.superpages: v.cleanup.as_dict() for v in variants},
+    }
+    return Answer(data, cleanup_report(freed, variants))
 
 
 def founding_question(_: Namespace) -> Answer:
@@ -93,19 +102,28 @@ def founding_question(_: Namespace) -> Answer:
         "without_init_p2m": _panicked_boot(without),
         "with_init_p2m": with_note,
         "cleanup": [
-            {"nr_pages": planned.nr_pages, **freed.as_dict(), **_chosen(planned, builder)}
+            {
+                "nr_pages": freed.plan.nr_pages,
+                **freed.cleanup.as_dict(),
+                **_chosen(freed.plan, builder),
+                "measured_walk_seconds": freed.walk_seconds,
+            }
             for builder, leaf in BUILDER_LEAVES.items()
-            for planned, freed in sweep[leaf]
+            for freed in sweep[leaf]
         ],
         "modelled": timing.constants(),
     }
     return Answer(data, founding_report(without, booted, with_note["beyond"], sweep))
 
 
-def _small_sweep(image: Kernel, leaf: str) -> Iterator[tuple[Plan, Cleanup]]:
+def _small_sweep(image: Kernel, leaf: str) -> Iterator[Freed]:
     for size in SWEEP_SIZES:
-        planned = plan_dom0(image, Host(superpages=leaf), nr_pages=pages(size))
-        yield planned, free_initial_p2m(build(planned), rules=SEED)
+        yield _freed(plan_dom0(image, Host(superpages=leaf), nr_pages=pages(size)), SEED)
+
+
+def _freed(planned: Plan, rules: LinuxRules) -> Freed:
+    domain = build(planned)
+    return Freed(planned, free_initial_p2m(domain, rules=rules), walk_seconds(domain))
 
 
 def _panicked_boot(planned: Plan) -> dict[str, Any]:
@@ -129,8 +147,9 @@ def _chosen(planned: Plan, builder: str = "dom0") -> dict[str, Any]:
 # --- Options -> objects ------------------------------------------------------------------------
 
 
-def _plan(options: Namespace) -> Plan:
-    host = _host(options)
+def _plan(options: Namespace, leaf: str | None = None) -> Plan:
+    """The plan that the options ask for, or the same with another largest leaf."""
+    host = _host(options, leaf or options.p2m_leaf)
     if host.map is None and options.memory is None:
         wanted = "--dom0-mem needs" if options.dom0_mem else "give MEMORY, such as 600G, or"
         raise UsageError(f"{wanted} the host's memory: --host SIZE or --e820 FILE")
@@ -149,11 +168,11 @@ def _rules(profile: str) -> LinuxRules:
     return PROFILES[profile]
 
 
-def _host(options: Namespace) -> Host:
+def _host(options: Namespace, leaf: str) -> Host:
     return Host(
         xen=options.xen,
         memory=None if options.host is None else pages(options.host),
-        superpages="1g" if options.p2m_leaf == "auto" else options.p2m_leaf,
+        superpages=BUILDER_LEAVES[options.builder] if leaf == "auto" else leaf,
         e820=None if options.e820 == "flat" else read_e820(options.e820),
     )
 

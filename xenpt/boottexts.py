@@ -2,11 +2,12 @@
 """Boots and cleanups as reports: what was counted, and beside it the one time that is modelled."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from xenpt import timing
 from xenpt.cost import Cost
 from xenpt.linux import Boot, Cleanup
+from xenpt.measured import IN_WORDS
 from xenpt.plan import Plan
 from xenpt.report import BAD, GOOD, NOTE, TITLE, Line, Prose, Report, Table
 from xenpt.texts import LEAVES, beyond_report, plan_report
@@ -44,28 +45,41 @@ def boot_report(boot: Boot, beyond: Iterable[dict[str, Any]]) -> Report:
     return [*report, *beyond_report(beyond)]
 
 
-def cleanup_report(plan: Plan, freed: Cleanup, variants: Mapping[str, Cleanup]) -> Report:
+class Freed(NamedTuple):
+    """A plan, what freeing its list costs, and seconds that walking its tables took us here."""
+
+    plan: Plan
+    cleanup: Cleanup
+    walk_seconds: float | None
+
+    @property
+    def cost(self) -> Cost:
+        """Of the cleanup."""
+        return self.cleanup.cost
+
+
+def cleanup_report(freed: Freed, variants: Sequence[Freed]) -> Report:
     """The walk and the whole cleanup, for each largest leaf that the list may be mapped with."""
-    chosen = plan.host.superpages
-    by_leaf = {chosen: freed, **variants}
-    costs = {leaf: by_leaf[leaf].cost for leaf in LEAVES if leaf in by_leaf}
-    names = [f"{LEAVES[leaf]}{' (this)' if leaf == chosen else ''}" for leaf in costs]
+    plan = freed.plan
+    columns = sorted([freed, *variants], key=lambda f: list(LEAVES).index(f.plan.host.superpages))
+    names = [LEAVES[f.plan.host.superpages] + (" (this)" if f is freed else "") for f in columns]
     if not plan.list_outside:
         names = ["inside the initial mapping"]
     size = format_size(plan.p2m[1] - plan.p2m[0])
     return [
-        Line(f"{_guest(plan, freed.profile)}:", TITLE),
+        Line(f"{_guest(plan, freed.cleanup.profile)}:", TITLE),
         Prose(f"freeing its initial P->M list, {size} at {format_address(plan.p2m[0])}."),
         Line(),
-        Table(("counted, by largest leaf", *names), _cost_rows(list(costs.values()))),
+        Table(("counted, by largest leaf", *names), _cost_rows(columns)),
         *_leak_report(freed.cost),
-        *([Line(), *_time_note()] if _is_timed(freed.cost) else []),
+        *([Line(), *_time_notes()] if _is_timed(freed) else []),
         *beyond_report(plan.beyond),
     ]
 
 
-def _cost_rows(costs: Sequence[Cost]) -> list[list[str]]:
-    """One row for each quantity, one column for each cost."""
+def _cost_rows(columns: Sequence[Freed]) -> list[list[str]]:
+    """One row for each quantity, one column for each cleanup."""
+    costs = [freed.cost for freed in columns]
     rows = [["entries walked", *map(_walked, costs)]]
     for level in ("l3", "l2", "l1"):
         cells = [f"{cost.entries_read[level]:,}" for cost in costs]
@@ -78,8 +92,9 @@ def _cost_rows(costs: Sequence[Cost]) -> list[list[str]]:
         ["  of them page tables", *(f"{sum(cost.tables_freed.values()):,}" for cost in costs)],
         ["pages leaked", *(f"{cost.pages_leaked:,}" for cost in costs)],
     ]
-    if any(map(_is_timed, costs)):
-        rows.append(["whole cleanup, modelled*", *map(_time, costs)])
+    if any(map(_is_timed, columns)):
+        rows.append(["walk alone, here [1]", *map(_walk_time, columns)])
+        rows.append(["whole cleanup, modelled [2]", *map(_whole_time, columns)])
     return rows
 
 
@@ -87,12 +102,12 @@ def founding_report(
     without: Plan,
     boot: Boot,
     beyond: Iterable[dict[str, Any]],
-    sweep: Mapping[str, Sequence[tuple[Plan, Cleanup]]],
+    sweep: Mapping[str, Sequence[Freed]],
 ) -> Report:
     """The question that began it: a dom0 of 600 GiB, and what freeing its list costs.
 
     :param beyond: limits that the boot passes
-    :param sweep: by largest leaf, a plan and its cleanup for each size
+    :param sweep: by largest leaf, one for each size
     """
     plan = boot.domain.plan
     report: Report = [
@@ -108,7 +123,7 @@ def founding_report(
     for leaf, rows in sweep.items():
         report += [Line(f"Freeing a list in {BUILT_BY[leaf]}:", TITLE)]
         report += [_sweep_table(rows), Line()]
-    return [*report, *_time_note(), Line(), Line(NEXT, NOTE)]
+    return [*report, *_time_notes(), Line(), Line(NEXT, NOTE)]
 
 
 def _before_and_after(without: Plan, boot: Boot) -> Table:
@@ -129,20 +144,20 @@ def _list_place(plan: Plan) -> str:
     return f"at {format_address(plan.p2m[0])}" if plan.list_outside else "in the initial mapping"
 
 
-def _sweep_table(rows: Sequence[tuple[Plan, Cleanup]]) -> Table:
+def _sweep_table(rows: Sequence[Freed]) -> Table:
     return Table(
-        ("memory", "list", "walked", "tables freed", "made RW", "hypercalls", "whole*"),
+        ("memory", "list", "walked", "tables freed", "made RW", "walk [1]", "whole [2]"),
         [
             (
-                format_pages(plan.nr_pages),
-                format_size(plan.p2m[1] - plan.p2m[0]),
+                format_pages(freed.plan.nr_pages),
+                format_size(freed.plan.p2m[1] - freed.plan.p2m[0]),
                 _walked(freed.cost),
                 f"{sum(freed.cost.tables_freed.values()):,}",
                 f"{_made_writable(freed.cost):,}",
-                f"{freed.cost.hypercalls:,}",
-                _time(freed.cost),
+                _walk_time(freed),
+                _whole_time(freed),
             )
-            for plan, freed in rows
+            for freed in rows
         ],
     )
 
@@ -179,9 +194,9 @@ def _made_writable(cost: Cost) -> int:
     return cost.by_type["update_va_mapping"]
 
 
-def _is_timed(cost: Cost) -> bool:
+def _is_timed(freed: Freed) -> bool:
     """Whether the modelled constant says anything of it."""
-    return _made_writable(cost) > 0
+    return _made_writable(freed.cost) > 0
 
 
 def _leak_report(cost: Cost) -> Report:
@@ -190,10 +205,17 @@ def _leak_report(cost: Cost) -> Report:
     return [Line(f"{cost.pages_leaked:,} pages of the list are leaked.", BAD)]
 
 
-def _time(cost: Cost) -> str:
-    seconds = timing.cleanup_seconds(_made_writable(cost))
+def _walk_time(freed: Freed) -> str:
+    return "-" if freed.walk_seconds is None else f"{freed.walk_seconds * 1e3:.2f} ms"
+
+
+def _whole_time(freed: Freed) -> str:
+    seconds = timing.cleanup_seconds(_made_writable(freed.cost))
     return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.1f} ms"
 
 
-def _time_note() -> Report:
-    return [Prose(f"* {timing.constants_in_words()}. All else is counted.", NOTE, indent="  ")]
+def _time_notes() -> Report:
+    return [
+        Prose(f"[1] {IN_WORDS}.", NOTE, indent="    "),
+        Prose(f"[2] {timing.constants_in_words()}. All else is counted.", NOTE, indent="    "),
+    ]

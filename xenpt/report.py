@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from xenpt.output import printable
 
 WIDTH = 96
+PROSE_WIDTH = 78  # as in a mail
 GOOD, BAD, TITLE, NOTE = "green", "bold red", "bold", "dim"  # styles, as rich names them
 
 
@@ -71,11 +72,10 @@ class Prose:
     text: str
     style: str = ""
     indent: str = ""
-    width: int = 78  # as in a mail
 
     def lines(self, width: int) -> Iterator[Line]:
         """The wrapped lines, of at most `width` columns where that leaves room for any text."""
-        room = max(min(self.width, width), len(self.indent) + 8)
+        room = max(min(PROSE_WIDTH, width), len(self.indent) + 8)
         wrapper = textwrap.TextWrapper(room, subsequent_indent=self.indent, break_on_hyphens=False)
         for line in wrapper.wrap(printable(self.text)):
             yield Line(line, self.style)

@@ -8,7 +8,7 @@ from xenpt.abi import XENFEATURES
 from xenpt.inputs.kernel import Kernel
 from xenpt.output import printable
 from xenpt.plan import Plan
-from xenpt.report import BAD, TITLE, WIDTH, Line, Prose, Report, Table
+from xenpt.report import BAD, TITLE, Line, Prose, Report, Table
 from xenpt.units import format_address, format_pages, format_size
 
 LEAVES = {"1g": "1 GiB", "2m": "2 MiB", "4k": "4 KiB"}
@@ -121,5 +121,5 @@ def beyond_report(beyond: Iterable[dict[str, Any]]) -> Report:
     report: Report = []
     for limit in beyond:
         text = f"beyond: {limit['limit']} {limit['value']:,} ({limit['source']})"
-        report.append(Prose(text, BAD, indent="  ", width=WIDTH))
+        report.append(Prose(text, BAD, indent="  "))
     return report

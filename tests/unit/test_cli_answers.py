@@ -6,11 +6,13 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import goldendata
 import pytest
 
-from xenpt import cli, timing
+import xenpt as xenpt_api
+from xenpt import cli, measured, timing
 
 FOUNDING_PANIC = "Not enough RAM for domain 0 allocation"
 
@@ -250,6 +252,22 @@ def test_bare_command_takes_less_than_two_seconds():
     begin = time.monotonic()
     subprocess.run([sys.executable, "-m", "xenpt"], check=True, stdout=subprocess.DEVNULL)
     assert time.monotonic() - begin < 2
+
+
+@pytest.mark.parametrize("arguments", [(), ("boot", "1T"), ("cleanup", "1T")])
+def test_answers_for_real_sizes_fit_80_columns(xenpt, arguments):
+    _, out = xenpt(*arguments)
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_walk_is_measured_where_the_list_has_tables_of_a_sensible_number(monkeypatch):
+    image, nr_pages = xenpt_api.default_kernel(), xenpt_api.pages("1G")
+    outside = xenpt_api.build(xenpt_api.plan_dom0(image, nr_pages=nr_pages))
+    inside = xenpt_api.build(xenpt_api.plan_dom0(replace(image, init_p2m=None), nr_pages=nr_pages))
+    assert 0 < measured.walk_seconds(outside) < 1
+    assert measured.walk_seconds(inside) is None
+    monkeypatch.setattr(measured, "MAX_TABLES", 1)
+    assert measured.walk_seconds(outside) is None
 
 
 def test_modelled_time_is_the_product_of_its_constants():

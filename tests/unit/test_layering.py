@@ -22,7 +22,7 @@ ROWS = (
     ("extents", "image", "engine", "stream"),
     ("xen", "xen.*"),
     ("linux", "linux.*"),
-    ("explain", "capacity", "sweep"),
+    ("explain", "capacity", "sweep", "measured"),
     ("",),  # xenpt/__init__.py: the names that a user imports
     ("output", "report", "texts", "boottexts", "answers", "cli", "__main__"),
 )
