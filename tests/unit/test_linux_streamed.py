@@ -26,9 +26,9 @@ def test_stream_meets_every_page_of_ram_and_every_read_only_frame(boot):
     assert found.direct_map.ptes == ram.size
     outside = Regions.of(state.ro_frames) - ram
     assert found.direct_map.read_only == Regions.of(state.ro_frames).size - outside.size
-    # The list: 2 MiB leaves for 4 MiB, one 4 KiB page; tables L3, L2, L1.
+    # The list: two leaves of 2 MiB, one 4 KiB page, and an entry for each of L3, L2, L1.
     assert found.list_mapping.ptes == 1
-    assert found.list_mapping.entries == 2 + 1 + 2
+    assert found.list_mapping.entries == 2 + 1 + 3
 
 
 def test_the_list_is_read_only_in_the_direct_map(boot):
