@@ -1,0 +1,331 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A real boot against the model of it: what the model says is computed from the boot's inputs.
+
+Inputs are the kernel image with its symbols, the options, and the machine's e820 map. Of the real
+boot the model is told only where the host put things: the machine addresses of dom0's pages and
+of shared_info, and the pages that Linux takes for itself between two stages.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+
+import numpy as np
+from oracle.calls import OPS, Calls, apply_calls, describe, model_calls, real_calls
+from oracle.cases import dom0_mem
+from oracle.machine import linux_options
+from oracle.memory import XEN_SLOTS, Table, Words
+from oracle.observe import BEFORE, Observation
+
+from xenpt.abi import (
+    ENTRIES,
+    HYPERVISOR_UPDATE_VA_MAPPING,
+    LEVELS,
+    PAGE_SHIFT,
+    PAGE_SIZE,
+    PTE_DIRTY,
+    PTE_MFN_MASK,
+    START_INFO_64,
+    TABLE_SHIFT,
+)
+from xenpt.extents import P2M, expand
+from xenpt.inputs.config import Host, parse_e820
+from xenpt.inputs.kernel import Kernel
+from xenpt.linux import Boot, Stage, StageResult
+from xenpt.linux.state import NotModelled
+from xenpt.plan import Plan, plan_dom0
+from xenpt.xen.dom0 import Domain, build
+
+_XEN_LINE = re.compile(r"^.*\(XEN\) (?:\[[ .0-9a-f]*\] )?(.*?)\s*$", re.MULTILINE)
+_RANGE = r"\[(?:mem )?0x([0-9a-f]+)-0x([0-9a-f]+)\]"
+_SHOWN = 3  # differences that a message names
+
+
+@dataclass
+class Result:
+    """One comparison.
+
+    :ivar words: 64-bit words, or numbers of a log, that were compared
+    :ivar differences: what differs, one line each; at most `_SHOWN` and how many more
+    :ivar left_out: why nothing was compared, or None
+    """
+
+    subject: str
+    words: int = 0
+    differences: list[str] = field(default_factory=list)
+    left_out: str | None = None
+
+
+def compare(seen: Observation, kernel: Kernel) -> list[Result]:
+    """All comparisons of one boot."""
+    plan = plan_of(seen, kernel)
+    results = [compare_layout(seen, plan)]
+    if plan.panic is not None:
+        return results
+    if "entry" not in seen.tables:
+        results[0].differences.append(f"no entry: {seen.ended}")
+        return results
+    domain = build(plan, p2m=P2M.from_list(seen.p2m), shared_info=_shared_info(seen))
+    results += [
+        compare_start_info(seen, domain),
+        compare_entry_tables(seen, domain),
+        compare_page_info(seen, domain),
+    ]
+    return results + list(compare_boot(seen, domain))
+
+
+# --- Inputs and plan -----------------------------------------------------------------------------
+
+
+def plan_of(seen: Observation, kernel: Kernel) -> Plan:
+    """What the model expects of the boot's inputs."""
+    case, lines = seen.case, seen.log.split("Linux version")[0].splitlines()
+    placed = {
+        what: int(start, 16)
+        for what, start in re.findall(r"(Dom0 alloc\.|Init\. ramdisk): +([0-9a-f]+)->", seen.log)
+    }
+    (version,) = re.findall(r"Xen version (\d\S*)", seen.log)
+    return plan_dom0(
+        kernel,
+        Host(xen=version, e820=parse_e820(lines)),
+        dom0_mem=dom0_mem(case),
+        initrd_bytes=case.initrd_bytes,
+        alloc_maddr=placed.get("Dom0 alloc."),
+        initrd_maddr=placed.get("Init. ramdisk"),
+        cmd_line=linux_options(case),
+    )
+
+
+def _shared_info(seen: Observation) -> int:
+    return int(np.frombuffer(seen.start_info, START_INFO_64)[0]["shared_info"])
+
+
+# --- Xen: layout and entry state -----------------------------------------------------------------
+
+
+def compare_layout(seen: Observation, plan: Plan) -> Result:
+    """Xen's arrangement block and its panic, line for line."""
+    lines = _XEN_LINE.findall(seen.log)
+    real = []
+    if "PHYSICAL MEMORY ARRANGEMENT:" in lines:
+        start = lines.index("PHYSICAL MEMORY ARRANGEMENT:")
+        end = next(i for i, line in enumerate(lines) if line.startswith(" ENTRY ADDRESS:"))
+        real = lines[start : end + 1]
+    real += [line for before, line in pairwise(lines) if before == "Panic on CPU 0:"]
+    expected = str(plan).split("\n")[len(plan.notices) :]
+    numbers = sum(len(re.findall(r"[0-9a-f]{16}|\d+ pages", line)) or 1 for line in real)
+    return _result("layout", numbers, zip(expected, real, strict=False), len(expected), len(real))
+
+
+def compare_start_info(seen: Observation, domain: Domain) -> Result:
+    """All bytes of the structure."""
+    result = Result("start_info", len(seen.start_info) // 8)
+    real, model = (
+        np.frombuffer(raw, START_INFO_64)[0] for raw in (seen.start_info, domain.start_info())
+    )
+    for name in START_INFO_64.names:
+        if real[name] != model[name]:
+            result.differences.append(f"{name}: real {real[name]}, model {model[name]}")
+    if seen.start_info != domain.start_info() and not result.differences:
+        result.differences.append("bytes between the fields")
+    return result
+
+
+def compare_entry_tables(seen: Observation, domain: Domain) -> Result:
+    """Every word of every table page at dom0's entry, but for Xen's own slots of the root."""
+    return compare_tables("entry tables", seen.tables["entry"], domain_tables(domain))
+
+
+def compare_page_info(seen: Observation, domain: Domain) -> Result:
+    """Reference counts and types that Xen keeps of the table pages."""
+    info = domain.page_info()
+    counts = zip(info["count_info"].tolist(), info["type_info"].tolist(), strict=True)
+    model = dict(zip(domain.p2m.mfn(info["pfn"]).tolist(), counts, strict=True))
+    real = seen.page_info
+    pairs = ((f"mfn {mfn:#x}: {model.get(mfn)}", f"mfn {mfn:#x}: {real[mfn]}") for mfn in real)
+    return _result("page_info", 2 * len(real), pairs, len(model), len(real))
+
+
+def domain_tables(domain: Domain) -> dict[int, Words]:
+    """Contents of the model's table pages by mfn, entry by entry."""
+    space = domain.address_space
+    tables, leaves = expand(space.tables, tables=True), expand(space.leaves)
+    held = {}
+    for row in tables:
+        held[int(row["level"]), int(row["vpn"]) >> TABLE_SHIFT * int(row["level"])] = (
+            int(domain.p2m.mfn(row["pfn"])),
+            np.zeros(ENTRIES, np.uint64),
+        )
+    for rows, above in ((leaves, 0), (tables[tables["level"] < LEVELS], 1)):
+        mfns = domain.p2m.mfn(rows["pfn"])
+        for row, mfn in zip(rows, mfns.tolist(), strict=True):
+            level = int(row["level"]) + above
+            slot = int(row["vpn"]) >> TABLE_SHIFT * (level - 1)
+            number = slot >> TABLE_SHIFT if level < LEVELS else 0
+            held[level, number][1][slot % ENTRIES] = mfn << PAGE_SHIFT | int(row["flags"])
+    return dict(held.values())
+
+
+def compare_tables(
+    subject: str, real: list[Table], model: dict[int, Words], ignore: int = 0
+) -> Result:
+    """Tables of two kinds, by mfn; bits of `ignore` do not count."""
+    result = Result(subject)
+    missing, extra = {t.mfn for t in real} - model.keys(), model.keys() - {t.mfn for t in real}
+    for what, mfns in (("only in the real boot", missing), ("only in the model", extra)):
+        if mfns:
+            result.differences.append(f"{len(mfns)} tables {what}, as mfn {min(mfns):#x}")
+    wrong = 0
+    for table in real:
+        if table.mfn in missing:
+            continue
+        differ = (table.words ^ model[table.mfn]) & np.uint64(~ignore & (1 << 64) - 1) != 0
+        if table.level == LEVELS:
+            differ[XEN_SLOTS.start : XEN_SLOTS.stop] = False
+        result.words += ENTRIES - (len(XEN_SLOTS) if table.level == LEVELS else 0)
+        for slot in np.flatnonzero(differ).tolist():
+            wrong += 1
+            if wrong <= _SHOWN:
+                words = f"real {table.words[slot]:#x}, model {model[table.mfn][slot]:#x}"
+                result.differences.append(f"L{table.level} of {table.vaddr:#x} [{slot}]: {words}")
+    if wrong > _SHOWN:
+        result.differences.append(f"... {wrong} words in all")
+    return result
+
+
+# --- Linux: hypercalls, tables, memblock ---------------------------------------------------------
+
+
+def compare_boot(seen: Observation, domain: Domain) -> Iterator[Result]:
+    """The stages of Linux' early boot, and what they leave behind."""
+    lines = seen.log.split("Linux version")[0].splitlines()
+    boot = Boot(domain, e820=parse_e820(lines), record=True)
+    for stage in Stage:
+        real = real_calls(seen.hypercalls[stage.value])
+        if stage is Stage.PAGING_INIT and not seen.case.partial:
+            _reserve_unmodelled(boot, real, domain.p2m)
+        try:
+            boot.run_to(stage)
+        except NotModelled as reason:
+            yield Result(f"{stage.value} and all behind it", left_out=str(reason))
+            return
+        if boot.panic:
+            yield Result(stage.value, differences=[f"model: {boot.panic}"])
+            return
+        if seen.case.partial and stage not in (Stage.SETUP_KERNEL_PAGETABLE, Stage.P2M_FREE):
+            continue
+        calls = model_calls(boot.results[-1].calls or (), domain.p2m)
+        yield compare_calls(stage, seen, real, calls, boot.results[-1])
+        if stage is Stage.SETUP_KERNEL_PAGETABLE:
+            yield compare_setup_tables(seen, calls)
+        elif stage is Stage.MEMORY_SETUP and not seen.case.quiet:
+            yield compare_memblock(seen, boot)
+        elif stage is Stage.P2M_FREE:
+            yield compare_freed_tables(seen, calls)
+            if not seen.case.quiet:
+                yield compare_frees(seen, boot.results[-1])
+
+
+def _reserve_unmodelled(boot: Boot, real: Calls, p2m: P2M) -> None:
+    """Between init_mem_mapping and paging_init Linux takes memory, top down, for what is not
+    modelled (ACPI tables, per-CPU areas): all above the first table of paging_init is in use."""
+    first_table = (int(real["args"][0, 1]) & PTE_MFN_MASK) >> PAGE_SHIFT
+    (pfn,) = p2m.pfn([first_table])
+    memblock = boot.state.memblock
+    top = memblock.memory.ranges[-1][1]
+    taken = memblock.reserve((int(pfn) + 1) * PAGE_SIZE, top)
+    boot.state = replace(boot.state, memblock=taken)
+
+
+def compare_calls(
+    stage: Stage, seen: Observation, real: Calls, model: Calls, result: StageResult
+) -> Result:
+    """All calls of a stage in their order, word for word, and how many traps they were."""
+    differ = np.flatnonzero(real[: len(model)] != model[: len(real)])
+    out = Result(f"calls of {stage.value}", _nr_words(real))
+    if len(real) != len(model):
+        out.differences.append(f"real {len(real)} calls, model {len(model)}")
+    for i in differ[:_SHOWN].tolist():
+        out.differences.append(f"call {i}: real {describe(real[i])}, model {describe(model[i])}")
+    if len(differ) > _SHOWN:
+        out.differences.append(f"... {len(differ)} calls in all")
+    records = seen.hypercalls[stage.value]
+    traps = records[records["kind"] == 0]["op"]
+    for name, number in OPS.items():
+        nr = int((traps == number).sum())
+        if nr != result.cost.by_type[name]:
+            out.differences.append(f"{name}: real {nr}, model {result.cost.by_type[name]}")
+    return out
+
+
+def _nr_words(calls: Calls) -> int:
+    words_of = {"update_va_mapping": 3, "mmu_update": 2, "mmuext_op": 2}
+    return sum(int((calls["op"] == OPS[name]).sum()) * words_of.get(name, 1) for name in OPS)
+
+
+def compare_setup_tables(seen: Observation, calls: Calls) -> Result:
+    """Xen's L1 tables after xen_setup_kernel_pagetable(), which Linux keeps.
+
+    The calls before it (of a GDT) are not modelled, and taken as they were. Dirty bits are left
+    out: the processor has set more of them meanwhile.
+    """
+    held = {table.mfn for table in seen.tables["entry"] if table.level == 1}
+    calls = np.concatenate((real_calls(seen.hypercalls[BEFORE]), calls))
+    after = apply_calls(seen.tables["entry"], calls[calls["op"] == HYPERVISOR_UPDATE_VA_MAPPING])
+    model = {table.mfn: table.words for table in after if table.level == 1}
+    real = [table for table in seen.tables["setup"] if table.mfn in held]
+    model = {mfn: words for mfn, words in model.items() if mfn in {table.mfn for table in real}}
+    return compare_tables("tables after setup", real, model, ignore=PTE_DIRTY)
+
+
+def compare_freed_tables(seen: Observation, calls: Calls) -> Result:
+    """The tables before the free, changed by the model's calls, against those after it."""
+    after = apply_calls(seen.tables["pre"], calls)
+    model = {table.mfn: table.words for table in after}
+    return compare_tables("tables after the free", seen.tables["mid"], model)
+
+
+def compare_memblock(seen: Observation, boot: Boot) -> Result:
+    """Regions of memory and of what is reserved, when Linux first prints them."""
+    (text,) = re.findall(r"MEMBLOCK configuration:(.*?)\] memblock_", seen.log, re.S)[:1]
+    memblock = boot.state.memblock
+    out = Result("memblock regions")
+    for kind, model in (("memory", memblock.memory), ("reserved", memblock.reserved)):
+        lines = re.findall(rf"{kind}\[0x[0-9a-f]+\]\s*{_RANGE}", text)
+        real = [(int(start, 16), int(last, 16) + 1) for start, last in lines]
+        out.words += 2 * len(real)
+        if real != list(model):
+            out.differences.append(f"{kind}: real {_hex(real)}, model {_hex(model)}")
+    return out
+
+
+def compare_frees(seen: Observation, result: StageResult) -> Result:
+    """What is given back of the list, in order: each call makes its own pages writable first."""
+    found = re.findall(rf"memblock_(?:phys_)?free: {_RANGE} xen_pagetable", seen.log)
+    real = [(int(start, 16), int(last, 16) + 1) for start, last in found]
+    model = [
+        (call.pfn << PAGE_SHIFT, call.pfn + call.nr << PAGE_SHIFT)
+        for call in result.calls or ()
+        if call.op == "update_va_mapping" and call.pfn is not None
+    ]
+    pairs = zip(_hex(model), _hex(real), strict=False)
+    return _result("memblock frees", 2 * len(real), pairs, len(model), len(real))
+
+
+def _hex(ranges: Iterable[tuple[int, int]]) -> list[str]:
+    return [f"[{start:#x}, {end:#x})" for start, end in ranges]
+
+
+def _result(
+    subject: str, words: int, pairs: Iterable[tuple[str, str]], nr_model: int, nr_real: int
+) -> Result:
+    """Of (model, real) in order."""
+    result = Result(subject, words)
+    if nr_real != nr_model:
+        result.differences.append(f"real {nr_real}, model {nr_model} of them")
+    wrong = [f"real {real}, model {model}" for model, real in pairs if model != real]
+    result.differences += wrong[:_SHOWN]
+    if len(wrong) > _SHOWN:
+        result.differences.append(f"... {len(wrong)} in all")
+    return result
