@@ -10,7 +10,7 @@ RUN_READY = $(VENV)/ready-run
 TEST_READY = $(VENV)/ready-test
 CHECK_READY = $(VENV)/ready-check
 
-.PHONY: help run test check lint types hints debug asan ubsan bench clean
+.PHONY: help run test check lint types hints debug asan ubsan bench oracle clean
 
 help:
 	@echo 'make run     build into $(VENV) and run the main job: the bare command xenpt'
@@ -18,6 +18,7 @@ help:
 	@echo 'make check   ruff, cython-lint, mypy, stubtest and a build without performance hints'
 	@echo 'make debug   all tests on a build with bounds checks; make asan, make ubsan: with sanitizers'
 	@echo 'make bench   run the benchmarks'
+	@echo 'make oracle  boot real Xen and Linux in QEMU and compare; CASES="512m 8g", quick or all'
 	@echo 'make clean   remove $(VENV) and everything that was built'
 
 run: $(RUN_READY)
@@ -54,6 +55,10 @@ debug asan ubsan: $(CHECK_READY)
 
 bench: $(TEST_READY)
 	$(VENV)/bin/python -m pytest benchmarks --benchmark-only
+
+# Takes Xen and Linux of this machine's suite, into ~/.cache/xenpt; installs nothing.
+oracle: $(TEST_READY)
+	PYTHONPATH=tests $(VENV)/bin/python -m oracle $(CASES)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
