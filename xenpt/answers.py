@@ -5,19 +5,28 @@ import re
 import stat
 from argparse import Namespace
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from xenpt import timing
-from xenpt.boottexts import Freed, boot_report, cleanup_report, founding_report, panic_report
+from xenpt.boottexts import (
+    Freed,
+    boot_report,
+    cleanup_report,
+    founding_report,
+    panic_report,
+    stream_report,
+)
 from xenpt.errors import InputError, UsageError
 from xenpt.inputs.config import LEAF_SIZES, Host, read_e820
 from xenpt.inputs.kernel import Kernel, default_kernel, read_kernel
 from xenpt.linux import PROFILES, SEED, Boot, LinuxRules, free_initial_p2m
+from xenpt.linux.streamed import stream_boot
 from xenpt.measured import walk_seconds
 from xenpt.plan import Plan, plan_dom0
-from xenpt.report import Report
+from xenpt.report import Report, progress_bar
 from xenpt.texts import kernel_report, plan_report
 from xenpt.units import pages, parse_size
 from xenpt.xen.dom0 import build
@@ -57,6 +66,8 @@ def plan(options: Namespace) -> Answer:
 
 def boot(options: Namespace) -> Answer:
     """`xenpt boot MEMORY`: does it boot, through which stages, at what cost?"""
+    if options.threads < 1:
+        raise UsageError(f"--threads {options.threads}: at least one is needed")
     rules = _rules(options.linux)
     planned = _plan(options)
     if planned.panic:
@@ -65,7 +76,15 @@ def boot(options: Namespace) -> Answer:
     data = booted.as_dict()
     if data["cleanup"] is not None:
         data["cleanup"] |= _chosen(planned)
-    return Answer(data, boot_report(booted, data["beyond"]), NO if booted.panic else YES)
+    report = boot_report(booted, data["beyond"])
+    if options.engine == "stream":
+        begin = perf_counter()
+        with progress_bar("direct map", quiet=options.quiet) as progress:
+            streamed = stream_boot(booted, threads=options.threads, progress=progress)
+        seconds = perf_counter() - begin
+        data["streamed"] = None if streamed is None else asdict(streamed)
+        report += stream_report(streamed, seconds, options.threads)
+    return Answer(data, report, NO if booted.panic else YES)
 
 
 def cleanup(options: Namespace) -> Answer:

@@ -187,6 +187,8 @@ def parser() -> Parser:
             )
             _add_kernel_options(command)
             _add_guest_options(command)
+        if name == "boot":
+            _add_engine_options(command)
         _add_output_options(command, keep=True)
     return whole
 
@@ -211,6 +213,20 @@ def _add_guest_options(command: Parser) -> None:
         metavar="flat|FILE",
         default="flat",
         help="its memory map: one RAM entry (default), or a log that has the map",
+    )
+
+
+def _add_engine_options(command: Parser) -> None:
+    engine = command.add_argument_group("the engine")
+    engine.add_argument(
+        "--engine",
+        choices=("extents", "stream"),
+        default="extents",
+        help="extents: all counts at once (default); stream: besides, every entry of the direct "
+        "map and of the P->M list's mapping is built, marked and walked, and compared",
+    )
+    engine.add_argument(
+        "--threads", type=int, default=1, metavar="N", help="of the stream; default: 1"
     )
 
 

@@ -5,8 +5,10 @@ Plain text is ASCII of at most 96 columns, to be pasted into a mail. A terminal 
 characters with some of them in colour; one that is too narrow for a table gets its rows as lists.
 """
 
+import sys
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from xenpt.output import printable
@@ -109,3 +111,17 @@ def coloured(report: Iterable[Block]) -> str:
         for line in lines(report, console.width):
             console.print(Text(line.text, line.style), soft_wrap=True)
     return captured.get()
+
+
+@contextmanager
+def progress_bar(text: str, *, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on standard error if that is a terminal: call it with (done, all); else None."""
+    if quiet or sys.stderr is None or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(text, total=None)
+        yield lambda done, whole: bar.update(task, completed=done, total=whole)

@@ -178,6 +178,25 @@ def test_boot_on_a_real_machines_map_costs_what_it_cost_there(answer, tmp_path):
     assert stages["p2m_free"]["mmu_update"] == 2
 
 
+def test_streamed_boot_counts_the_same_and_reads_every_entry(answer, xenpt):
+    """1 GiB: 262144 pages of direct map and 512 of list; the first 38 L1 tables are Xen's."""
+    plain = answer("boot", "1G", "--p2m-leaf", "4k")
+    found = answer("boot", "1G", "--p2m-leaf", "4k", "--engine", "stream", "--threads", "2")
+    streamed = found.pop("streamed")
+    assert found == plain
+    assert streamed["list_mapping"]["ptes"] == 512
+    assert streamed["list_mapping"]["tables"] == 4  # L1, L2, L3, and the root
+    assert streamed["direct_map"]["ptes"] == 262144
+    _, out = xenpt("boot", "1G", "--engine", "stream")
+    assert "built, marked and walked word by word" in out
+
+
+@pytest.mark.parametrize("threads", ["0", "-1", "two"])
+def test_threads_are_at_least_one(capsys, threads):
+    assert cli.main(["boot", "1G", "--threads", threads]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 def test_boot_text_has_a_row_for_each_stage(xenpt):
     _, out = xenpt("boot", "1T")
     assert out.startswith("boots: dom0 of 1 TiB (268,435,456 pages), Linux v6.1 on Xen 4.17\n")

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from xenpt.report import BAD, TITLE, Line, Prose, Table, coloured, plain
+from xenpt.report import BAD, TITLE, Line, Prose, Table, coloured, plain, progress_bar
 
 TABLE = Table(
     ("memory", "list", "tables"), [("64 GiB", "128 MiB", "3"), ("1 TiB", "2 GiB", "1,027")]
@@ -82,3 +82,15 @@ def test_tiny_terminal_gets_lists_and_loses_nothing(monkeypatch):
     lines = shown(monkeypatch, report, COLUMNS="12", NO_COLOR="1").splitlines()
     assert lines[:3] == ["\x1b[1m64 GiB\x1b[0m", "  list: 128 MiB", "  tables: 3"]
     assert lines[-1] == "a line of more than twelve columns"
+
+
+@pytest.mark.parametrize("quiet, terminal, shown", [(0, 1, 1), (1, 1, 0), (0, 0, 0)])
+def test_progress_is_shown_on_a_terminal_only(monkeypatch, quiet, terminal, shown):
+    monkeypatch.setenv("TERM", "xterm")
+    stderr = Terminal() if terminal else io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    with progress_bar("direct map", quiet=bool(quiet)) as progress:
+        assert (progress is not None) == bool(shown)
+        if progress is not None:
+            progress(1, 2)
+    assert ("direct map" in stderr.getvalue()) == bool(shown)
