@@ -129,6 +129,11 @@ SIF_MOD_START_PFN: Final = 1 << 3
 SIF_VIRT_P2M_4TOOLS: Final = 1 << 4
 SIF_PM_SHIFT: Final = 8
 
+# --- Registers of a new 64-bit vcpu (public/arch-x86/xen-x86_64.h; SPEC C8) -----------------------
+FLAT_KERNEL_CS: Final = 0xE033
+FLAT_KERNEL_SS: Final = 0xE02B
+X86_EFLAGS_IF: Final = 0x200
+
 _START_INFO_FIELDS: Final = [
     "magic",
     "nr_pages",

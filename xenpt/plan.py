@@ -105,7 +105,7 @@ def plan_dom0(
         notices=size.notices + _list_notice(kernel, era),
         undecided=frozenset() if era.init_p2m else LIST_FIELDS,
     )
-    return _judged(replace(plan, beyond=_beyond(plan)))
+    return _judged(replace(plan, beyond=limits_exceeded(plan)))
 
 
 def _dom0_size(kernel: Kernel, host: Host, guest: Guest, era: Era) -> Dom0Size:
@@ -154,7 +154,7 @@ def _list_notice(kernel: Kernel, era: Era) -> tuple[str, ...]:
     return ()
 
 
-def _beyond(plan: Plan) -> tuple[dict[str, Any], ...]:
+def limits_exceeded(plan: Plan) -> tuple[dict[str, Any], ...]:
     """Limits of the real thing that the plan exceeds; `value` is the limit's."""
     wide = plan.image.bits == 64
     list_bytes = plan.p2m[1] - plan.p2m[0]

@@ -18,7 +18,10 @@ ROWS = (
     ("errors", "abi", "units", "cost", "timing"),
     ("_core", "_reference"),
     ("inputs", "inputs.*"),
-    ("plan", "arrangement", "dom0size", "eras", "layout", "listshape", "panics"),
+    (
+        "plan", "arrangement", "dom0size", "eras", "layout", "listshape", "panics",
+        "domuplan", "domulayout", "domutables", "domueras",
+    ),  # fmt: skip
     ("extents", "image", "engine", "stream"),
     ("xen", "xen.*"),
     ("linux", "linux.*"),
