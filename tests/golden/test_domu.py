@@ -175,11 +175,14 @@ RECORDS_AND_XEN = [
     for xen in XEN_OF_RECORDS[record["bits"]]
 ]
 MINIOS_RESERVE = 3  # pages that Mini-OS leaves free behind the tables before its first one
+#: Its image goes on behind the `_end` that it prints (a symbol table, 5 pages); the list says it.
+MORE_THAN_PRINTED = {"Go unikernel on Mini-OS"}
 
 
 def record_plan(record, xen):
     """A kernel at virtual address 0; where its end was not printed, the list says it in pages."""
-    end = record.get("virt_kend") or record.get("kernel_end") or record["mfn_list"]
+    printed = record["guest"] not in MORE_THAN_PRINTED
+    end = record.get("virt_kend") or (printed and record.get("kernel_end")) or record["mfn_list"]
     kernel = synthetic(bits=record["bits"], segs=((0, end),), VIRT_BASE=0)
     return plan_domu(kernel, Host(xen=xen), nr_pages=record["nr_pages"])
 
