@@ -12,18 +12,15 @@ from xenpt.linux import Stage
 
 DIRECT_MAP, DIRECT_MAP_END = 0xFFFF888000000000, 0xFFFFC80000000000
 VMALLOC, VMALLOC_END = 0xFFFFC90000000000, 0xFFFFE90000000000
-#: Moved lists are not modelled yet; p-base+512g-2m dies before a list is freed.
-MOVED, DIES = {"r1g-initrd", "r8g-i", "c8g-relocate"}, {"p-base+512g-2m"}
+DIES = {"p-base+512g-2m"}  # before a list is freed
 LINUX = {case: goldendata.facts(case).get("linux") or {} for case in goldendata.cases()}
 #: memblock_at_dump of other kernels is taken later, or of a map that they change further.
 RESERVED = [
     case
     for case, facts in LINUX.items()
-    if facts.get("memblock_at_dump") and version(case) == "6.1" and case not in MOVED | DIES
+    if facts.get("memblock_at_dump") and version(case) == "6.1" and case not in DIES
 ]
-FREED = [
-    case for case, facts in LINUX.items() if facts.get("p2m_free_events") and case not in MOVED
-]
+FREED = [case for case, facts in LINUX.items() if facts.get("p2m_free_events")]
 
 
 @pytest.mark.parametrize("case", RESERVED)

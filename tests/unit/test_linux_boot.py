@@ -10,7 +10,6 @@ from xenpt.errors import PanicError
 from xenpt.inputs.config import Host, Ram
 from xenpt.inputs.kernel import default_kernel
 from xenpt.linux import SEED, V6_1, Boot, Stage
-from xenpt.linux.state import NotModelled
 from xenpt.plan import plan_dom0
 from xenpt.xen.dom0 import Domain, build
 
@@ -147,12 +146,45 @@ def test_a_hole_over_the_kernel_or_its_tables_stops_linux():
     assert "page table memory" in Boot(domain(GIB), e820=tables).run().panic
 
 
-def test_a_hole_over_the_list_gives_no_verdict_but_on_the_seed():
-    """SPEC H3: the seed does not look; mainline moves the list, which is not modelled yet."""
-    hole = [Ram(0, 0x8000000), Ram(0x8100000, 8 << 30)]
-    with pytest.raises(NotModelled, match="xen_relocate_p2m"):
-        Boot(domain(GIB), e820=hole).run()
-    assert Boot(domain(GIB), rules=SEED, e820=hole).run().verdict == "boots"
+HOLE_OVER_THE_LIST = [Ram(0, 0x8000000), Ram(0x8100000, 8 << 30)]
+
+
+def test_a_hole_over_the_list_makes_mainline_move_it():
+    """1 GiB: 512 pages of list, three tables, to the first free RAM: [1 MiB, _text), see golden."""
+    hole = [Ram(0, 0x9F000), Ram(0x100000, 0x8000000), Ram(0x8100000, 8 << 30)]
+    boot = Boot(domain(GIB), e820=hole).run()
+    assert boot.state.initial_list.vaddr == 1 << 40
+    assert boot.state.p2m_frames == (256, 256 + 515)
+    memory_setup, cleanup = boot.results[1].cost, boot.cleanup.as_dict()
+    assert memory_setup.pages_freed == 514  # Xen's: one 2 MiB leaf and two tables
+    assert (cleanup["hypercalls"], cleanup["unpin"]) == (515 + 3 + 3, 3)
+    assert cleanup["tables_freed"] == {"l1": 1, "l2": 1, "l3": 1}
+    assert boot.variants == {"2m": boot.cleanup, "4k": boot.cleanup}
+
+
+def test_the_first_free_ram_may_begin_behind_the_first_64_kib():
+    """The list of 256 MiB and its tables are 131 pages; [64 KiB, 640 KiB) has 144."""
+    boot = Boot(domain(1 << 16), e820=HOLE_OVER_THE_LIST).run()
+    assert boot.state.p2m_frames == (16, 16 + 131)
+
+
+def test_no_room_for_the_list_stops_linux():
+    e820 = [Ram(0, 0x1000), Ram(0xFFF000, 0x8000000), Ram(0x8100000, 0x8101000)]
+    boot = Boot(domain(64 * GIB), e820=e820).run()
+    assert boot.verdict == "panics"
+    assert boot.panic == "Can't find new memory area for p2m needed due to E820 map conflict"
+
+
+def test_room_that_the_domain_does_not_have_is_no_room():
+    """xen_find_free_area() asks the host's map; the domain has no page there."""
+    e820 = [Ram(0, 0x1000), Ram(0xFFF000, 0x8000000), Ram(1 << 42, 1 << 43)]
+    boot = Boot(domain(64 * GIB), e820=e820, max_reservation=64 * GIB).run()
+    assert boot.panic == "Hardware Dom0 halted: halting machine"
+
+
+def test_the_seed_does_not_look_for_holes_under_the_list():
+    """SPEC H3."""
+    assert Boot(domain(GIB), rules=SEED, e820=HOLE_OVER_THE_LIST).run().verdict == "boots"
 
 
 def test_frames_without_room_behind_are_released_one_by_one():

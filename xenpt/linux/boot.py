@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from xenpt.abi import ENTRIES, PAGE_SIZE, START_KERNEL_MAP, table_slot
+from xenpt.abi import ENTRIES, PAGE_SHIFT, PAGE_SIZE, START_KERNEL_MAP, pfn_up, table_slot
 from xenpt.cost import Cost
 from xenpt.errors import PanicError, UsageError
 from xenpt.extents import Mapping
@@ -21,12 +21,10 @@ from xenpt.linux.pagetable import cleanup_highmap, setup_kernel_pagetable
 from xenpt.linux.rules import MAINLINE, LinuxRules
 from xenpt.linux.setup import MAXMEM_PAGES
 from xenpt.linux.stages import STAGES, Stage
-from xenpt.linux.state import BootState, LinuxPanic
+from xenpt.linux.state import DOM0_DIES, BootState, InitialList, LinuxPanic
 from xenpt.xen.dom0 import Domain, setup_pv_physmap
 from xenpt.xen.hypercalls import Call, Hypercalls
 
-#: A page fault that early has no handler; what is left to read is Xen's line about it.
-DOM0_DIES = "Hardware Dom0 halted: halting machine"
 LEAF_SIZES = ("1g", "2m", "4k")
 
 
@@ -70,7 +68,7 @@ class Boot:
         max_reservation: int | None = None,
         record: bool = False,
     ) -> None:
-        self.domain, self.rules, self._record = domain, rules, record
+        self.domain, self.rules, self.record = domain, rules, record
         self.state = initial_state(domain, rules, e820=e820, max_reservation=max_reservation)
         self.results: list[StageResult] = []
         self.panic: str | None = None
@@ -107,7 +105,7 @@ class Boot:
     def _run(self, stage: Stage) -> None:
         if stage is _dies_in(self.state):
             raise LinuxPanic(DOM0_DIES)
-        hc = Hypercalls(record=self._record)
+        hc = Hypercalls(record=self.record)
         self.state, outcome = STAGES[stage](self.state, hc)
         if isinstance(outcome, Cleanup):
             self.cleanup, outcome = outcome, outcome.cost
@@ -133,12 +131,17 @@ class Boot:
         if not self.state.list_outside:
             return {}
         found = {}
+        moved = self.state.initial_list.vaddr != plan.mfn_list
         for leaf in LEAF_SIZES:
-            if leaf != plan.host.superpages:
-                mapping = setup_pv_physmap(
-                    replace(plan, host=replace(plan.host, superpages=leaf)), self.domain.initial
-                )
-                found[leaf] = free_initial_p2m(self.domain, rules=self.rules, mapping=mapping)
+            if leaf == plan.host.superpages:
+                continue
+            if moved and self.cleanup is not None:  # Linux's own copy has 4 KiB pages alone
+                found[leaf] = self.cleanup
+                continue
+            mapping = setup_pv_physmap(
+                replace(plan, host=replace(plan.host, superpages=leaf)), self.domain.initial
+            )
+            found[leaf] = free_initial_p2m(self.domain, rules=self.rules, mapping=mapping)
         return found
 
     def as_dict(self) -> dict[str, Any]:
@@ -183,7 +186,26 @@ def initial_state(
             f"this kernel has {plan.image.bits} bits and is mapped from {plan.total[0]:x} on"
         )
     limit = plan.max_pages if max_reservation is None else max_reservation
-    return BootState(domain, rules, tuple(e820 or ()), limit)
+    return BootState(
+        domain, rules, tuple(e820 or ()), limit, _initial_list(domain), _initrd(domain)
+    )
+
+
+def _initial_list(domain: Domain) -> InitialList:
+    plan = domain.plan
+    vaddr = int(plan.mfn_list)
+    first, nr = plan.first_p2m_pfn, plan.nr_p2m_frames
+    if domain.p2m_map is None:
+        first, nr = BootState.pfn(vaddr), pfn_up(8 * plan.nr_pages)
+    return InitialList(vaddr, domain.p2m_map, (int(first), int(first) + int(nr)))
+
+
+def _initrd(domain: Domain) -> tuple[int, int] | None:
+    plan = domain.plan
+    if not plan.mod_len:
+        return None
+    start = plan.mod_start if plan.initrd is None else BootState.pfn(plan.mod_start)
+    return start << PAGE_SHIFT, (start << PAGE_SHIFT) + int(plan.mod_len)
 
 
 def free_initial_p2m(
@@ -197,7 +219,9 @@ def free_initial_p2m(
     hc = Hypercalls()
     state = initial_state(domain, rules)
     if mapping is not None:
-        return free_list(state, hc, mapping)[1]
+        return free_list(
+            replace(state, initial_list=replace(state.initial_list, mapping=mapping)), hc
+        )[1]
     state, _ = setup_kernel_pagetable(state, Hypercalls())
     return p2m_free(cleanup_highmap(state), hc)[1]
 
@@ -208,7 +232,7 @@ def _dies_in(state: BootState) -> Stage | None:
     Linux copies one L4 entry, and never that of slot 0. Once its own tables are loaded it reads no
     entry behind that slot; in the direct map it reads those of all pages, the highest first.
     """
-    if not state.list_outside:
+    if state.domain.p2m_map is None:
         return None
     start = int(state.domain.plan.mfn_list)
     slot_bytes = PAGE_SIZE * ENTRIES**3

@@ -14,7 +14,6 @@ from xenpt.abi import (
     ENTRIES,
     MMUEXT_UNPIN_TABLE,
     PAGE_SHIFT,
-    PAGE_SIZE,
     pfn_up,
     round_up,
     table_slot,
@@ -25,11 +24,10 @@ from xenpt.extents import Ints, Mapping, column, join_ranges
 from xenpt.linux.directmap import KERNEL_PTE
 from xenpt.linux.memblock import Memblock, Regions
 from xenpt.linux.pagetable import clean_highmap
-from xenpt.linux.state import PMD_SIZE, BootState
+from xenpt.linux.state import PMD_SIZE, RELOCATED_VADDR, BootState
 from xenpt.xen.hypercalls import Hypercalls
 
 LOOKUP_READS = 4  # lookup_address(): one entry a level
-RELOCATED_SLOT = 2  # L4 slot of a list that xen_relocate_p2m() moved
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,24 +63,24 @@ class Cleanup:
 
 
 def p2m_free(state: BootState, hc: Hypercalls) -> tuple[BootState, Cleanup]:
-    """Free the list that Xen or libxenguest built, inside or outside the initial mapping."""
-    mapping = state.domain.p2m_map
-    return _free_inside(state, hc) if mapping is None else free_list(state, hc, mapping)
+    """Free the list, inside or outside the kernel's mapping."""
+    return free_list(state, hc) if state.list_outside else _free_inside(state, hc)
 
 
-def free_list(state: BootState, hc: Hypercalls, mapping: Mapping) -> tuple[BootState, Cleanup]:
-    """xen_cleanmfnmap() of a list at start_info's mfn_list that `mapping` maps.
+def free_list(state: BootState, hc: Hypercalls) -> tuple[BootState, Cleanup]:
+    """xen_cleanmfnmap() of a list outside, built by Xen or libxenguest, or moved by Linux.
 
     Not called in a boot that dies before: a list that crosses its L4 slot, or lies in slot 0.
     """
     rules = state.rules.cleanup
-    vaddr = int(state.domain.plan.mfn_list)
+    vaddr, mapping = state.initial_list.vaddr, state.initial_list.mapping
+    assert mapping is not None
     walk = walk_to_free(
         mapping,
         vaddr,
         WalkRules(skip_empty_entries=rules.skip_empty_entries, flat=not rules.depth_first),
     )
-    unpin = rules.unpin_relocated and vaddr == RELOCATED_SLOT * PAGE_SIZE * ENTRIES**3
+    unpin = rules.unpin_relocated and vaddr == RELOCATED_VADDR
     if not rules.clear_table_entries:
         hc.mmu_update(4, state.root_pfn, table_slot(vaddr, 4), None, 0)
     _issue(state, hc, walk, mapping, unpin=unpin)

@@ -79,6 +79,9 @@ class LinuxRules:
     domu_page_limit: int  # xen_512gb_limit of an unprivileged domain
     # xen_count_remap_pages() raises the limit by what will move; before, what was moved is added.
     count_remap_first: bool
+    # xen_reserve_xen_mfnlist() of v6.1 reserves a list before it looks for room for it elsewhere;
+    # v4.3 may find the list's own pages to be free (SPEC H12).
+    reserve_before_search: bool
     # RAM that the domain may not even balloon into: UNUSABLE in the mail, dropped later (H13).
     drop_excess_ram: bool
     # A hole's pages below max_pfn_mapped: mapped to the same machine page, later unmapped.
@@ -113,6 +116,7 @@ SEED: Final = LinuxRules(
     page_limit=500 * GIB_PAGES,
     domu_page_limit=500 * GIB_PAGES,
     count_remap_first=False,
+    reserve_before_search=False,
     drop_excess_ram=False,
     map_holes_identity=True,
     pfn_range_inclusive=False,
@@ -144,6 +148,7 @@ V6_1: Final = LinuxRules(
     page_limit=1 << 34,
     domu_page_limit=512 * GIB_PAGES,
     count_remap_first=True,
+    reserve_before_search=True,
     drop_excess_ram=True,
     map_holes_identity=False,
     pfn_range_inclusive=True,

@@ -30,13 +30,13 @@ from xenpt.linux.e820 import (
     find_pfn_range,
     flat_map,
     holes,
-    in_one_ram_entry,
     ram_regions,
     sanitize,
 )
 from xenpt.linux.memblock import Memblock, Regions
 from xenpt.linux.pagetable import PAGE_KERNEL
-from xenpt.linux.state import BootState, LinuxPanic, NotModelled, Remap
+from xenpt.linux.relocate import resolve_conflicts
+from xenpt.linux.state import BootState, Remap
 from xenpt.xen.hypercalls import Hypercalls
 
 REMAP_SIZE = 509  # frames of one group, listed in the group's own first frame
@@ -51,8 +51,8 @@ def memory_setup(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]:
 
     An empty `state.e820` stands for the flat map of an initial domain, and for no map (-ENOSYS)
     of an unprivileged one.
-    :raises LinuxPanic: kernel or page tables lie in a hole
-    :raises NotModelled: the P->M list lies in a hole, or an initrd does
+
+    :raises LinuxPanic: something that Xen put into a hole cannot be moved
     """
     rules = state.rules
     limit = state.page_limit
@@ -69,14 +69,16 @@ def memory_setup(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]:
     state = replace(state, e820=e820, max_pfn=max_pfn, max_p2m_pfn=p2m_size)
     if rules.count_remap_first:  # before any frame moves: mainline's order
         max_pages += sum(min(end, max_pfn) - start for start, end in holes(e820) if start < max_pfn)
-        state = _keep_extra(state, max_pages - max_pfn)
-        state = _reserve(state)
-        _check_conflicts(state)
+        state = _reserve_early(_keep_extra(state, max_pages - max_pfn))
+        state, cost = resolve_conflicts(state, hc)
         state, _ = _move_out_of_holes(state, hc)
     else:
         state, moved = _move_out_of_holes(state, hc)
-        state = _reserve(_keep_extra(state, max(max_pages - max_pfn, 0) + moved))
-    return state, Cost(by_type=dict(hc.by_type))
+        state = _reserve_early(_keep_extra(state, max(max_pages - max_pfn, 0) + moved))
+        first, end = state.p2m_frames
+        memblock = state.memblock.reserve(first << PAGE_SHIFT, end << PAGE_SHIFT)
+        state, cost = replace(state, memblock=memblock), Cost()
+    return _reserve_brk(state), replace(cost, by_type=dict(hc.by_type))
 
 
 def remap_memory(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]:
@@ -135,54 +137,28 @@ def _keep_extra(state: BootState, extra_pages: int) -> BootState:
     return replace(state, linux_e820=table, extra=extra, max_p2m_pfn=max_p2m_pfn)
 
 
-def _reserve(state: BootState) -> BootState:
-    """memblock as e820__memblock_setup() leaves it; golden rule 16."""
-    plan = state.domain.plan
-    memory = ram_regions(state.linux_e820)
+def _reserve_early(state: BootState) -> BootState:
+    """What is reserved before the list is: low memory, kernel, start_info, initrd, extra memory.
+
+    The page tables are since setup_kernel_pagetable.
+    """
+    start_info = state.pfn(state.domain.plan.start_info[0])
     ranges = [
         (0, LOW_RESERVED_BYTES),
-        (state.text - START_KERNEL_MAP, state.brk_end - START_KERNEL_MAP),
+        (state.text - START_KERNEL_MAP, state.brk_start - START_KERNEL_MAP),
+        (start_info << PAGE_SHIFT, (start_info + 1) << PAGE_SHIFT),
     ]
-    start_info = state.pfn(plan.start_info[0])
-    ranges.append((start_info << PAGE_SHIFT, (start_info + 1) << PAGE_SHIFT))
-    first, end = state.p2m_frames
-    if not state.list_outside:
-        first = state.pfn(plan.mfn_list)
-        end = first + pfn_up(8 * state.nr_pages)
-    ranges.append((first << PAGE_SHIFT, end << PAGE_SHIFT))
-    if state.initrd_pfns:
-        first, end = state.initrd_pfns
-        ranges.append((first << PAGE_SHIFT, end << PAGE_SHIFT))
+    if state.initrd:
+        ranges.append((state.initrd[0], round_up(state.initrd[1], PAGE_SIZE)))
     ranges += [(a << PAGE_SHIFT, b << PAGE_SHIFT) for a, b in state.extra]
     reserved = Regions.of((*state.memblock.reserved, *ranges))
-    return replace(state, memblock=Memblock(memory, reserved))
+    return replace(state, memblock=Memblock(ram_regions(state.linux_e820), reserved))
 
 
-def _check_conflicts(state: BootState) -> None:
-    """xen_is_e820_reserved() of kernel, page tables and list; the target is the given map."""
-    plan = state.domain.plan
-    kernel = (state.text - START_KERNEL_MAP, plan.image.virt_kend - START_KERNEL_MAP)
-    if not in_one_ram_entry(state.e820, *kernel):
-        raise LinuxPanic("Xen hypervisor allocated kernel memory conflicts with E820 map")
-    tables = tuple(pfn << PAGE_SHIFT for pfn in state.pt_pfns)
-    if not in_one_ram_entry(state.e820, *tables):
-        raise LinuxPanic("Xen hypervisor allocated page table memory conflicts with E820 map")
-    if state.list_outside:
-        first, last = (pfn << PAGE_SHIFT for pfn in state.p2m_frames)
-    else:
-        first = state.pfn(plan.mfn_list) << PAGE_SHIFT
-        last = first + round_up(8 * state.nr_pages, PAGE_SIZE)
-    initrd = tuple(pfn << PAGE_SHIFT for pfn in state.initrd_pfns or ())
-    if initrd and not in_one_ram_entry(state.e820, *initrd):
-        raise NotModelled(
-            f"the initrd at [{initrd[0]:#x}, {initrd[1]:#x}) conflicts with the E820 map: "
-            "that Linux moves it then is not modelled yet"
-        )
-    if not in_one_ram_entry(state.e820, first, last):
-        raise NotModelled(
-            f"the P->M list at [{first:#x}, {last:#x}) conflicts with the E820 map: "
-            "that Linux moves it then (xen_relocate_p2m) is not modelled yet"
-        )
+def _reserve_brk(state: BootState) -> BootState:
+    """The brk area as far as it is used; memblock is then as e820__memblock_setup() leaves it."""
+    start, end = state.brk_start - START_KERNEL_MAP, state.brk_end - START_KERNEL_MAP
+    return replace(state, memblock=state.memblock.reserve(start, end))
 
 
 def _move_out_of_holes(state: BootState, hc: Hypercalls) -> tuple[BootState, int]:

@@ -6,15 +6,20 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from xenpt.abi import ENTRIES, PAGE_SHIFT, PAGE_SIZE, SIF_INITDOMAIN, START_KERNEL_MAP, pfn_up
 from xenpt.errors import XenptError
-from xenpt.extents import EMPTY, Runs
+from xenpt.extents import EMPTY, Mapping, Runs
 from xenpt.linux.e820 import E820
-from xenpt.linux.memblock import EMPTY_MEMBLOCK, NO_REGIONS, Memblock, Regions
+from xenpt.linux.memblock import EMPTY_MEMBLOCK, NO_REGIONS, Memblock, Range, Regions
 from xenpt.linux.rules import LinuxRules
 
 if TYPE_CHECKING:
     from xenpt.xen.dom0 import Domain
 
 PMD_SIZE: Final = 1 << 21
+#: Where xen_relocate_p2m() maps the list: L4 slot 2, and more if it needs them.
+RELOCATED_SLOT: Final = 2
+RELOCATED_VADDR: Final = RELOCATED_SLOT * PAGE_SIZE * ENTRIES**3
+#: A page fault that early has no handler; what is left to read is Xen's line about it.
+DOM0_DIES: Final = "Hardware Dom0 halted: halting machine"
 #: Pages of the brk area before the page-table buffer, where a kernel's symbols do not say.
 _BRK_PAGES_BEFORE_BUFFER: Final = 1
 
@@ -23,8 +28,18 @@ class LinuxPanic(XenptError):
     """Linux gives up; the text is its own."""
 
 
-class NotModelled(XenptError):
-    """Linux goes on, but by a way that is not modelled: no verdict can be given."""
+@dataclass(frozen=True, slots=True)
+class InitialList:
+    """The P->M list that Linux starts with: where Xen put it, or where Linux moved it.
+
+    :ivar vaddr: start_info's mfn_list
+    :ivar mapping: the list outside the kernel's mapping with its own tables; None inside
+    :ivar pfns: frames [first, end), its tables included
+    """
+
+    vaddr: int
+    mapping: Mapping | None
+    pfns: Range
 
 
 class Remap(NamedTuple):
@@ -40,6 +55,8 @@ class BootState:
     """A domain on its way through the stages. Frames are pfns, addresses bytes.
 
     :ivar e820: the map that Xen gives, sanitised
+    :ivar initial_list: the list in use until it is copied
+    :ivar initrd: bytes [start, end) of the initrd, or None
     :ivar max_reservation: pages that XENMEM_maximum_reservation answers
     :ivar max_pfn: pages that Linux uses, at most its limit
     :ivar max_pfn_mapped: Linux's variable of that name
@@ -58,6 +75,8 @@ class BootState:
     rules: LinuxRules
     e820: E820
     max_reservation: int
+    initial_list: InitialList
+    initrd: Range | None = None
     memblock: Memblock = EMPTY_MEMBLOCK
     max_pfn: int = 0
     max_pfn_mapped: int = 0
@@ -87,29 +106,19 @@ class BootState:
 
     @property
     def list_outside(self) -> bool:
-        """The P->M list lies below the kernel's mapping: INIT_P2M was honoured."""
-        return int(self.domain.plan.mfn_list) < START_KERNEL_MAP
+        """The P->M list lies below the kernel's mapping: INIT_P2M was honoured, or it was moved."""
+        return self.initial_list.vaddr < START_KERNEL_MAP
 
     @property
     def p2m_frames(self) -> tuple[int, int]:
-        """Frames [first, end) of the list outside the initial mapping and of its tables."""
-        first = int(self.domain.plan.first_p2m_pfn)
-        return first, first + int(self.domain.plan.nr_p2m_frames)
+        """Frames [first, end) of the list and of its tables."""
+        return self.initial_list.pfns
 
     @property
     def pt_pfns(self) -> tuple[int, int]:
         """Frames [start, end) of Xen's page tables of the initial mapping."""
         start, end = self.domain.plan.page_tables
         return self.pfn(start), self.pfn(end)
-
-    @property
-    def initrd_pfns(self) -> tuple[int, int] | None:
-        """Frames [start, end) of the initrd, or None."""
-        plan = self.domain.plan
-        if not plan.mod_len:
-            return None
-        start = plan.mod_start if plan.initrd is None else self.pfn(plan.mod_start)
-        return start, start + pfn_up(plan.mod_len)
 
     @property
     def nr_initial_l1(self) -> int:
@@ -135,6 +144,11 @@ class BootState:
     def text(self) -> int:
         """_text, or the start of the image where it is not known."""
         return self.symbol("_text") or int(self.domain.plan.image.virt_kstart)
+
+    @property
+    def brk_start(self) -> int:
+        """Start of the brk area, or the end of its used part where it is not known."""
+        return self.symbol("__brk_base") or self.brk_end
 
     @property
     def brk_end(self) -> int:

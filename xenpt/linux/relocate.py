@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What Xen put where the E820 map has no RAM: found out, and moved where Linux can (setup.c).
+
+Kernel and page tables stay where they are, so that a conflict of theirs ends the boot. The P->M
+list and the initrd move to the first free RAM that is large enough. SPEC F3, golden rule 21.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from xenpt.abi import (
+    ENTRIES,
+    MMUEXT_INVLPG_LOCAL,
+    MMUEXT_PIN_L1_TABLE,
+    PAGE_SHIFT,
+    PAGE_SIZE,
+    PTE_RW,
+    START_KERNEL_MAP,
+    TABLE_PROT,
+    pfn_up,
+)
+from xenpt.cost import Cost
+from xenpt.extents import Mapping, make_runs
+from xenpt.linux.directmap import KERNEL_PTE
+from xenpt.linux.e820 import RAM, in_one_ram_entry
+from xenpt.linux.memblock import Range, Regions
+from xenpt.linux.pagetable import PAGE_KERNEL
+from xenpt.linux.state import (
+    DOM0_DIES,
+    RELOCATED_SLOT,
+    RELOCATED_VADDR,
+    BootState,
+    InitialList,
+    LinuxPanic,
+)
+from xenpt.xen.hypercalls import Hypercalls
+
+_CONFLICT = "Xen hypervisor allocated {} memory conflicts with E820 map"
+_NO_AREA = "Can't find new memory area for {} needed due to E820 map conflict"
+EARLY_SLOT_PAGES = 64  # NR_FIX_BTMAPS: pages of one early_memremap()
+
+
+def resolve_conflicts(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]:
+    """Check kernel, page tables, list and initrd against the map; move the last two if need be.
+
+    The list is reserved here, too.
+
+    :raises LinuxPanic: kernel or page tables lie in a hole, or there is no room to move to
+    """
+    plan = state.domain.plan
+    start = state.text - START_KERNEL_MAP
+    _check(state, (start, plan.image.virt_kend - START_KERNEL_MAP), "kernel")
+    _check(state, _bytes(state.pt_pfns), "page table")
+    state, cost = _reserve_list(state, hc)
+    if state.initrd and not in_one_ram_entry(state.e820, *state.initrd):
+        state, moved = _move_initrd(state, hc, state.initrd)
+        cost += moved
+    return state, cost
+
+
+def find_free_area(state: BootState, nr_bytes: int) -> int | None:
+    """xen_find_free_area(): first byte of the lowest RAM of the given map with no page reserved.
+
+    Page by page from the start of each entry, as it is; RAM that the domain does not have yet
+    counts.
+    """
+    for entry in state.e820:
+        if entry.type != RAM or entry.end - entry.start < nr_bytes:
+            continue
+        start = entry.start
+        for low, high in state.memblock.reserved:
+            first_met = start + max(0, -(-(low - start) // PAGE_SIZE)) * PAGE_SIZE
+            if high > first_met and first_met < start + nr_bytes:
+                start += -(-(high - start) // PAGE_SIZE) * PAGE_SIZE
+        if start + nr_bytes <= entry.end:
+            return start
+    return None
+
+
+def _check(state: BootState, used: Range, name: str) -> None:
+    if not in_one_ram_entry(state.e820, *used):
+        raise LinuxPanic(_CONFLICT.format(name))
+
+
+def _reserve_list(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]:
+    """xen_reserve_xen_mfnlist(): reserve the list where it is, or move it.
+
+    v4.3 looks for room before it reserves: the old list may be found to be free (SPEC H12).
+    """
+    used = _bytes(state.p2m_frames)
+    if in_one_ram_entry(state.e820, *used):
+        return _reserve(state, used), Cost()
+    if state.rules.reserve_before_search:
+        state = _reserve(state, used)
+    state, cost = relocate_p2m(state, hc)
+    frees = 2 if state.rules.reserve_before_search else 1
+    return state, replace(cost, memblock_free_calls=frees)
+
+
+def relocate_p2m(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]:
+    """xen_relocate_p2m(): copy the list to new frames, mapped in 4 KiB pages from L4 slot 2 on.
+
+    The new frames are one piece: L3, L2 and L1 tables, then the data. Each table is made
+    read-only, where it is mapped at all so early, and pinned on its own.
+    """
+    nr_data = pfn_up(8 * state.nr_pages)
+    nr_l1, nr_l2, nr_l3 = (-(-nr_data // ENTRIES**level) for level in (1, 2, 3))
+    nr_frames = nr_l3 + nr_l2 + nr_l1 + nr_data
+    state, area = _claim(state, nr_frames << PAGE_SHIFT, "p2m")
+    l3 = area >> PAGE_SHIFT
+    l2, l1, data = l3 + nr_l3, l3 + nr_l3 + nr_l2, l3 + nr_l3 + nr_l2 + nr_l1
+    if l3 + nr_frames > state.nr_pages:
+        raise LinuxPanic(DOM0_DIES)  # RAM of the host that the domain does not have
+    _make_tables(state, hc, (l1, l2, l3), (nr_l1, nr_l2, nr_l3))
+    _look_up_old_list(state, hc)
+    if state.list_outside:
+        hc.mmu_update(4, state.root_pfn, 1, None, 0)
+    vpn = RELOCATED_VADDR >> PAGE_SHIFT
+    tables = [
+        (vpn, l1, nr_l1, 1, 1, TABLE_PROT),
+        (vpn, l2, nr_l2, 1, 2, TABLE_PROT),
+        (vpn, l3, nr_l3, 1, 3, TABLE_PROT),
+    ]
+    leaves = make_runs([(vpn, data, nr_data, 1, 1, KERNEL_PTE)])
+    mapping = Mapping(leaves, make_runs(tables))
+    old = state.p2m_frames
+    moved = replace(
+        state,
+        initial_list=InitialList(RELOCATED_VADDR, mapping, (l3, data + nr_data)),
+        memblock=state.memblock.free(*_bytes(old)),
+        ro_frames=Regions.of((*state.ro_frames, (l3, data))),
+    )
+    written = nr_data + nr_l1 + nr_l2 + nr_data * PAGE_SIZE // 8
+    return moved, Cost(entries_written=written, pages_freed=old[1] - old[0])
+
+
+def _make_tables(state: BootState, hc: Hypercalls, first: Sequence[int], nr: Sequence[int]) -> None:
+    """Fill, mark and pin each table, children first, while those above it are still mapped.
+
+    :param first: frame of the first table of level 1, 2, 3
+    :param nr: tables of level 1, 2, 3
+    """
+    l1, l2, l3 = first
+    nr_l1, nr_l2, nr_l3 = nr
+    for i in range(nr_l3):
+        _set_early(state, hc, 0, l3 + i)
+        for k in range(i * ENTRIES, min((i + 1) * ENTRIES, nr_l2)):
+            _set_early(state, hc, 1, l2 + k)
+            for j in hc.repeat(min(nr_l1 - k * ENTRIES, ENTRIES)):
+                _set_early(state, hc, 2, l1 + k * ENTRIES + j)
+                _finish_table(state, hc, 1, l1 + k * ENTRIES + j)
+            _finish_table(state, hc, 2, l2 + k)
+        _finish_table(state, hc, 3, l3 + i)
+        hc.mmu_update(4, state.root_pfn, RELOCATED_SLOT + i, l3 + i, TABLE_PROT)
+
+
+def _finish_table(state: BootState, hc: Hypercalls, level: int, pfn: int) -> None:
+    """End its early mapping; make it read-only, if Xen mapped it; pin it."""
+    _set_early(state, hc, 3 - level, None)
+    start, end = state.domain.plan.total
+    if pfn < min((end - start) >> PAGE_SHIFT, ENTRIES**2):
+        hc.update_va_mapping(state.va(pfn), pfn, KERNEL_PTE & ~PTE_RW)
+    hc.mmuext_op(MMUEXT_PIN_L1_TABLE + level - 1, pfn)
+
+
+def _set_early(
+    state: BootState, hc: Hypercalls, nest: int, pfn: int | None, *, page: int = 0
+) -> None:
+    """early_ioremap's entry of one page: `nest` mappings are open; without a frame it is cleared.
+
+    The entry's address is a slot of the L1 table bm_pte.
+    """
+    if state.rules.set_pte_hypercall:
+        flags = 0 if pfn is None else PAGE_KERNEL
+        slot = nest * EARLY_SLOT_PAGES + page % EARLY_SLOT_PAGES
+        hc.mmu_update(1, state.symbol_pfn("bm_pte"), slot, pfn, flags)
+    hc.mmuext_op(MMUEXT_INVLPG_LOCAL)
+
+
+def _look_up_old_list(state: BootState, hc: Hypercalls) -> None:
+    """xen_early_virt_to_phys() of the old list: each table on the way is mapped for one read."""
+    found = state.domain.address_space.translate(state.initial_list.vaddr)
+    level = 1 if found is None else found[1]
+    for _ in hc.repeat(5 - level):
+        _set_early(state, hc, 0, None)
+        _set_early(state, hc, 0, None)
+
+
+def _move_initrd(state: BootState, hc: Hypercalls, old: Range) -> tuple[BootState, Cost]:
+    """Copy the initrd, of which exactly its bytes are freed: a last page in part stays reserved."""
+    size = old[1] - old[0]
+    state, new = _claim(state, size, "initrd")
+    nr_pages = pfn_up(size)
+    for i in hc.repeat(nr_pages):  # xen_phys_memcpy(): both ends are mapped, 64 pages at a time
+        _set_early(state, hc, 0, (new >> PAGE_SHIFT) + i, page=i)
+        _set_early(state, hc, 1, (old[0] >> PAGE_SHIFT) + i, page=i)
+        _set_early(state, hc, 0, None, page=i)
+        _set_early(state, hc, 1, None, page=i)
+    state = replace(state, memblock=state.memblock.free(*old), initrd=(new, new + size))
+    whole = (old[1] >> PAGE_SHIFT) - (old[0] >> PAGE_SHIFT)
+    return state, Cost(memblock_free_calls=1, pages_freed=whole)
+
+
+def _claim(state: BootState, nr_bytes: int, name: str) -> tuple[BootState, int]:
+    start = find_free_area(state, nr_bytes)
+    if start is None:
+        raise LinuxPanic(_NO_AREA.format(name))
+    return _reserve(state, (start, start + nr_bytes)), start
+
+
+def _reserve(state: BootState, used: Range) -> BootState:
+    return replace(state, memblock=state.memblock.reserve(*used))
+
+
+def _bytes(pfns: Range) -> Range:
+    return pfns[0] << PAGE_SHIFT, pfns[1] << PAGE_SHIFT
