@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The model's hypercalls as the words that a real guest hands to Xen; their effect on tables."""
 
+from collections import defaultdict
 from collections.abc import Iterable
 
 import numpy as np
@@ -9,6 +10,7 @@ from oracle.memory import Table, Words, guest_tables
 from oracle.observe import Records
 
 from xenpt.abi import (
+    ENTRIES,
     HYPERVISOR_MEMORY_OP,
     HYPERVISOR_MMU_UPDATE,
     HYPERVISOR_MMUEXT_OP,
@@ -113,9 +115,10 @@ def describe(call: np.void) -> str:
 def apply_calls(tables: list[Table], calls: Calls) -> list[Table]:
     """The tables that are reachable after update_va_mapping and mmu_update calls, in their order.
 
-    :raises LookupError: a call for a page without a table, or for what is no table
+    A table that is not among the given ones counts as empty.
     """
-    after = {table.mfn: table.words.copy() for table in tables}
+    after = defaultdict(lambda: np.zeros(ENTRIES, np.uint64))
+    after |= {table.mfn: table.words.copy() for table in tables}
     root = tables[0].mfn
     for call in calls:
         target, entry = int(call["args"][0]), int(call["args"][1])

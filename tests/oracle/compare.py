@@ -14,7 +14,6 @@ from itertools import pairwise
 import numpy as np
 from oracle.calls import OPS, Calls, apply_calls, describe, model_calls, real_calls
 from oracle.cases import dom0_mem
-from oracle.machine import linux_options
 from oracle.memory import XEN_SLOTS, Table, Words
 from oracle.observe import BEFORE, Observation
 
@@ -27,9 +26,9 @@ from xenpt.abi import (
     PTE_DIRTY,
     PTE_MFN_MASK,
     START_INFO_64,
-    TABLE_SHIFT,
 )
-from xenpt.extents import P2M, expand
+from xenpt.extents import P2M
+from xenpt.image import materialise
 from xenpt.inputs.config import Host, parse_e820
 from xenpt.inputs.kernel import Kernel
 from xenpt.linux import Boot, Stage, StageResult
@@ -93,7 +92,7 @@ def plan_of(seen: Observation, kernel: Kernel) -> Plan:
         initrd_bytes=case.initrd_bytes,
         alloc_maddr=placed.get("Dom0 alloc."),
         initrd_maddr=placed.get("Init. ramdisk"),
-        cmd_line=linux_options(case),
+        cmd_line=seen.cmd_line,
     )
 
 
@@ -134,7 +133,9 @@ def compare_start_info(seen: Observation, domain: Domain) -> Result:
 
 def compare_entry_tables(seen: Observation, domain: Domain) -> Result:
     """Every word of every table page at dom0's entry, but for Xen's own slots of the root."""
-    return compare_tables("entry tables", seen.tables["entry"], domain_tables(domain))
+    image = materialise(domain.address_space, domain.p2m)
+    model = dict(zip(image.mfn.tolist(), image.pages, strict=True))
+    return compare_tables("entry tables", seen.tables["entry"], model)
 
 
 def compare_page_info(seen: Observation, domain: Domain) -> Result:
@@ -145,26 +146,6 @@ def compare_page_info(seen: Observation, domain: Domain) -> Result:
     real = seen.page_info
     pairs = ((f"mfn {mfn:#x}: {model.get(mfn)}", f"mfn {mfn:#x}: {real[mfn]}") for mfn in real)
     return _result("page_info", 2 * len(real), pairs, len(model), len(real))
-
-
-def domain_tables(domain: Domain) -> dict[int, Words]:
-    """Contents of the model's table pages by mfn, entry by entry."""
-    space = domain.address_space
-    tables, leaves = expand(space.tables, tables=True), expand(space.leaves)
-    held = {}
-    for row in tables:
-        held[int(row["level"]), int(row["vpn"]) >> TABLE_SHIFT * int(row["level"])] = (
-            int(domain.p2m.mfn(row["pfn"])),
-            np.zeros(ENTRIES, np.uint64),
-        )
-    for rows, above in ((leaves, 0), (tables[tables["level"] < LEVELS], 1)):
-        mfns = domain.p2m.mfn(rows["pfn"])
-        for row, mfn in zip(rows, mfns.tolist(), strict=True):
-            level = int(row["level"]) + above
-            slot = int(row["vpn"]) >> TABLE_SHIFT * (level - 1)
-            number = slot >> TABLE_SHIFT if level < LEVELS else 0
-            held[level, number][1][slot % ENTRIES] = mfn << PAGE_SHIFT | int(row["flags"])
-    return dict(held.values())
 
 
 def compare_tables(
@@ -201,7 +182,12 @@ def compare_boot(seen: Observation, domain: Domain) -> Iterator[Result]:
     """The stages of Linux' early boot, and what they leave behind."""
     lines = seen.log.split("Linux version")[0].splitlines()
     boot = Boot(domain, e820=parse_e820(lines), record=True)
+    # With part of the memory hidden from it, Linux dies when it comes to remap_memory.
     for stage in Stage:
+        if stage.value not in seen.completed:
+            if not (seen.case.partial and stage is Stage.REMAP_MEMORY):
+                yield Result(stage.value, differences=[f"the real boot ended: {seen.ended}"])
+            return
         real = real_calls(seen.hypercalls[stage.value])
         if stage is Stage.PAGING_INIT and not seen.case.partial:
             _reserve_unmodelled(boot, real, domain.p2m)

@@ -4,6 +4,7 @@
 import socket
 import struct
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 _NAMES = [
@@ -44,15 +45,16 @@ class GdbStub:
         self._socket = socket.socket(socket.AF_UNIX)
         self._received = b""
 
-    def connect(self, path: str, timeout: float = 20) -> None:
-        """:raises TimeoutError: nothing listens at the socket"""
-        end = time.monotonic() + timeout
+    def connect(self, path: str, *, running: Callable[[], bool], seconds: float = 20) -> bool:
+        """Connect to the socket once QEMU listens; False if it ends before, or never does."""
+        end = time.monotonic() + seconds
         while self._socket.connect_ex(path):
-            if time.monotonic() > end:
-                raise TimeoutError(f"QEMU does not listen at {path}")
+            if not running() or time.monotonic() > end:
+                return False
             time.sleep(0.02)
         self._ask("qSupported:multiprocess-")
         self._ask("QStartNoAckMode")
+        return True
 
     def breakpoint(self, vaddr: int, *, on: bool) -> None:
         """Set or remove one; QEMU keeps them by virtual address, without changing memory."""

@@ -5,7 +5,6 @@ import mmap
 import os
 import random
 import re
-import shlex
 import struct
 import subprocess
 import time
@@ -24,14 +23,15 @@ QEMU = "qemu-system-x86_64"
 #: With SMAP on, QEMU's emulation lets dom0 die; five levels and keys are of no use to a PV guest.
 _CPU = "max,-smap,-smep,-la57,-pku"
 _OVER = re.compile(
-    r"Panic on CPU|Hardware Dom0 (?:crashed|shutdown|halted)|Kernel panic - not syncing"
-    r"|domain_crash called|Reboot in |Manual reset required"
+    r"^.*(?:Panic on CPU|Hardware Dom0 (?:crashed|shutdown|halted)|Kernel panic - not syncing"
+    r"|domain_crash called|Reboot in |Manual reset required).*$",
+    re.MULTILINE,
 )
 _SOURCE = Path(__file__).with_name("hypercalls.c")
 
 
 class BootEndedError(Exception):
-    """The boot ended before the point that was waited for; the text is what the log says last."""
+    """The boot ended before the point that was waited for; the text says how."""
 
 
 class Machine:
@@ -62,11 +62,12 @@ class Machine:
             env={key: value for key, value in os.environ.items() if key != "LD_PRELOAD"},
         )
         self._gdb = GdbStub()
-        try:
-            self._gdb.connect(str(socket))
-        except TimeoutError:
+        if not self._gdb.connect(str(socket), running=lambda: self._qemu.poll() is None):
             self.close()
-            raise UnavailableError(f"QEMU does not start: {shlex.join(command)}") from None
+            said = (folder / "qemu.err").read_text("utf-8").strip().splitlines()
+            raise UnavailableError(
+                f"QEMU does not start: {said[-1] if said else 'no reason given'}"
+            )
 
     def __enter__(self) -> "Machine":
         return self
@@ -95,10 +96,10 @@ class Machine:
         self._gdb.breakpoint(vaddr, on=True)
         self._gdb.run()
         while not self._gdb.stopped(1):
-            over = _OVER.search(self.log)
-            if over or time.monotonic() > self._end:
-                last = self.log.strip().splitlines() or ["(no output)"]
-                raise BootEndedError(last[-1] if over is None else over[0])
+            if over := _OVER.search(self.log):
+                raise BootEndedError(over[0])
+            if time.monotonic() > self._end:
+                raise BootEndedError(f"time is over, after: {self.log[-200:]!r}")
         registers = self._gdb.registers()
         if registers.rip != vaddr:
             raise BootEndedError(f"stopped at {registers.rip:#x}")
@@ -171,9 +172,10 @@ def _command(software: Software, case: Case, folder: Path, memory: Memory) -> li
     if case.below_4g:
         machine += f",max-ram-below-4g={case.below_4g}"
     return [
-        QEMU, "-accel", "tcg", "-cpu", _CPU, "-smp", "1", "-nodefaults", "-display", "none",
-        "-monitor", "none", "-no-reboot", "-serial", f"file:{folder / 'serial.log'}",
-        "-m", f"{memory.nr_bytes >> 20}M", "-machine", machine,
+        QEMU, "-accel", "tcg", "-cpu", case.cpu or _CPU, "-smp", "1", "-nodefaults",
+        "-display", "none", "-monitor", "none", "-no-reboot",
+        "-serial", f"file:{folder / 'serial.log'}", "-m", f"{memory.nr_bytes >> 20}M",
+        "-machine", machine,
         "-object", f"{ram},size={memory.nr_bytes},mem-path=/proc/self/fd/{memory.fd}",
         "-kernel", software.xen, "-append", xen_options(case), "-initrd", modules,
     ]  # fmt: skip

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from oracle.cases import Case
 from oracle.kallsyms import Symbols, read_kallsyms
-from oracle.machine import BootEndedError, Machine
+from oracle.machine import BootEndedError, Machine, linux_options
 from oracle.memory import Table, Words
 from oracle.packages import Software, cache_folder
 
@@ -82,22 +82,26 @@ _REQUEST = 2  # records of this kind and above belong to the call before them
 class Observation:
     """What a real boot did.
 
+    :ivar cmd_line: what the kernel was told
     :ivar tables: by point, all of the guest's table pages
     :ivar start_info: the structure's bytes at entry
     :ivar p2m: mfn of each pfn; of a large dom0 only up to the end of the P->M list's own frames
     :ivar page_info: mfn of a table page at entry -> (count_info, type_info)
     :ivar hypercalls: by stage, and those `BEFORE`, as RECORD arrays without Xen's restarts
+    :ivar completed: stages that came to their end
     :ivar ended: why the boot did not come to its last stop, or None
     :ivar seconds: what the boot took
     """
 
     case: Case
+    cmd_line: str
     log: str = ""
     tables: dict[str, list[Table]] = field(default_factory=dict)
     start_info: bytes = b""
     p2m: Words = field(default_factory=lambda: np.empty(0, np.uint64))
     page_info: dict[int, tuple[int, int]] = field(default_factory=dict)
     hypercalls: dict[str, Records] = field(default_factory=dict)
+    completed: list[str] = field(default_factory=list)
     ended: str | None = None
     seconds: float = 0.0
 
@@ -112,7 +116,7 @@ def read_linux(path: str) -> tuple[Kernel, Symbols]:
 
 def observe(case: Case, software: Software, kernel: Kernel, symbols: Symbols) -> Observation:
     """Boot it once, one boot at a time on this machine. A boot that hangs is ended."""
-    seen = Observation(case)
+    seen = Observation(case, linux_options(case))
     with (
         open(cache_folder() / "lock", "w") as lock,
         tempfile.TemporaryDirectory(prefix="xenpt-oracle-") as folder,
@@ -126,7 +130,7 @@ def observe(case: Case, software: Software, kernel: Kernel, symbols: Symbols) ->
             except BootEndedError as ended:
                 seen.ended = str(ended)
             seen.log = machine.log
-        records = _without_restarts(np.fromfile(machine.trace_path, RECORD))
+        records = without_restarts(np.fromfile(machine.trace_path, RECORD))
     seen.hypercalls[BEFORE] = records[records["stage"] == len(STOPS) + 1]
     for number, stop in enumerate(STOPS, 1):
         if stop.begins:
@@ -159,12 +163,14 @@ def _run_stages(machine: Machine, symbols: Symbols, seen: Observation) -> None:
         at = machine.run_to(symbols[stop.function] if stop.function else behind)
         if stop.function:
             behind = machine.return_address(at)
+        if before := STOPS[number - 2].begins if number > 1 else None:
+            seen.completed.append(before)
         machine.record(number if stop.begins else 0, at.cr3)
         if stop.dump:
             seen.tables[stop.dump] = machine.memory.tables(at.cr3)
 
 
-def _without_restarts(records: Records) -> Records:
+def without_restarts(records: Records) -> Records:
     """Xen enters a long call that it interrupted again, through the same gate; drop these.
 
     A restarted mmu_update or mmuext_op has bit 31 of its count set (MMU_UPDATE_PREEMPTED). A
