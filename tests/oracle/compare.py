@@ -32,7 +32,6 @@ from xenpt.image import materialise
 from xenpt.inputs.config import Host, parse_e820
 from xenpt.inputs.kernel import Kernel
 from xenpt.linux import Boot, Stage, StageResult
-from xenpt.linux.state import NotModelled
 from xenpt.plan import Plan, plan_dom0
 from xenpt.xen.dom0 import Domain, build
 
@@ -47,13 +46,11 @@ class Result:
 
     :ivar words: 64-bit words, or numbers of a log, that were compared
     :ivar differences: what differs, one line each; at most `_SHOWN` and how many more
-    :ivar left_out: why nothing was compared, or None
     """
 
     subject: str
     words: int = 0
     differences: list[str] = field(default_factory=list)
-    left_out: str | None = None
 
 
 def compare(seen: Observation, kernel: Kernel) -> list[Result]:
@@ -191,11 +188,7 @@ def compare_boot(seen: Observation, domain: Domain) -> Iterator[Result]:
         real = real_calls(seen.hypercalls[stage.value])
         if stage is Stage.PAGING_INIT and not seen.case.partial:
             _reserve_unmodelled(boot, real, domain.p2m)
-        try:
-            boot.run_to(stage)
-        except NotModelled as reason:
-            yield Result(f"{stage.value} and all behind it", left_out=str(reason))
-            return
+        boot.run_to(stage)
         if boot.panic:
             yield Result(stage.value, differences=[f"model: {boot.panic}"])
             return
