@@ -10,8 +10,9 @@ from typing import Any
 
 import goldendata
 
-from xenpt.domuplan import DomuPlan, Initrd, plan_domu
+from xenpt.domuplan import DomuPlan, plan_domu
 from xenpt.inputs.config import Host
+from xenpt.inputs.initrd import Initrd
 from xenpt.inputs.kernel import Kernel, default_kernel
 from xenpt.inputs.kerneljson import natural_machine
 

@@ -13,6 +13,7 @@ from xenpt.abi import PAGE_SHIFT, PAGE_SIZE, pfn_up, round_up
 from xenpt.domueras import ToolstackEra
 from xenpt.domutables import PAGING, WORD, GivesUpError, TableCounter, TableMap
 from xenpt.inputs.elf import EM_386, EM_X86_64
+from xenpt.inputs.initrd import Initrd
 from xenpt.inputs.kernel import Kernel
 from xenpt.listshape import Range
 
@@ -21,35 +22,17 @@ GZIP_SLACK = 16  # bytes that the library adds to what a gzip file says of its s
 PV64, PAE, TWO_LEVELS = "xen-3.0-x86_64", "xen-3.0-x86_32p", "xen-3.0-x86_32"
 
 
-@dataclass(frozen=True, slots=True)
-class Initrd:
-    """A ramdisk as the toolstack gets it.
+def room_for(initrd: Initrd, era: ToolstackEra) -> int:
+    """Bytes that a ramdisk takes in the guest; a file that says it is gzip can be unpacked.
 
-    :ivar nr_bytes: length of the file
-    :ivar unpacked_bytes: of a gzip file, the length in its last 4 bytes; None for other files
-    :ivar vaddr: where it is forced to; 0 lets the library choose, as xl always does
-    :ivar name: of the file, for the library's texts
+    Models xc_dom_build_module() and xc_dom_check_gzip().
     """
-
-    nr_bytes: int
-    unpacked_bytes: int | None = None
-    vaddr: int = 0
-    name: str = "ramdisk"
-
-    def room(self, era: ToolstackEra) -> int:
-        """Bytes that it takes in the guest.
-
-        :raises GivesUpError: more than the library allows
-
-        Models xc_dom_build_module() and xc_dom_check_gzip(); a file that says it is gzip is.
-        """
-        unpacked = 0
-        sane = self.unpacked_bytes is not None and self.unpacked_bytes <= MAX_FILE_BYTES
-        if self.unpacked_bytes is not None and sane and era.unpacks_initrd and not self.vaddr:
-            unpacked = self.unpacked_bytes + GZIP_SLACK
-        if unpacked > MAX_FILE_BYTES:
-            return min(unpacked, self.nr_bytes) if era.keeps_packed_size else self.nr_bytes
-        return max(unpacked, self.nr_bytes) if era.keeps_packed_size else unpacked or self.nr_bytes
+    packed, unpacked = initrd.nr_bytes, initrd.unpacked_bytes
+    if unpacked is None or initrd.vaddr or not era.unpacks_initrd:
+        return packed
+    if unpacked + GZIP_SLACK > MAX_FILE_BYTES:
+        return packed
+    return max(unpacked + GZIP_SLACK, packed if era.keeps_packed_size else 0)
 
 
 @dataclass(slots=True)
@@ -202,7 +185,7 @@ class Builder:
 
     def place_initrd(self, initrd: Initrd) -> Range:
         """Give the ramdisk its segment; the end is what the library makes of it."""
-        return self.segment(self.era.initrd_segment, initrd.room(self.era), initrd.vaddr)
+        return self.segment(self.era.initrd_segment, room_for(initrd, self.era), initrd.vaddr)
 
     def segment(self, name: str, nr_bytes: int, vaddr: int = 0) -> Range:
         """xc_dom_alloc_segment(): take pages at `vaddr`, or (0) right here.

@@ -13,17 +13,18 @@ from typing import Any
 from xenpt.abi import PAGE_SHIFT, pfn_up
 from xenpt.arrangement import JSON_KEYS, Plan
 from xenpt.domueras import ToolstackEra, toolstack_era
-from xenpt.domulayout import PAE, PV64, Builder, Initrd
+from xenpt.domulayout import PAE, PV64, Builder
 from xenpt.domutables import GivesUpError, TableMap, in_xen_slots, overwritten
 from xenpt.eras import era_of
 from xenpt.errors import UsageError
 from xenpt.inputs.config import Guest, Host
+from xenpt.inputs.initrd import Initrd
 from xenpt.inputs.kernel import Kernel
 from xenpt.layout import Layout
 from xenpt.listshape import Range
 from xenpt.plan import limits_exceeded
 
-__all__ = ["DomuPlan", "Initrd", "plan_domu"]
+__all__ = ["DomuPlan", "plan_domu"]
 
 MAXMEM_SLACK_PAGES = 256  # LIBXL_MAXMEM_CONSTANT: what libxl adds to maxmem
 

@@ -198,8 +198,6 @@ class TableCounter:
             self.log("count_pgtables: PAE: extra l2 page table for l3#3")
             end = self.paging.vaddr_mask
         for other in (earlier.of(level) for earlier in self.maps):
-            if other.start == other.last:
-                continue
             if start >= other.start and end <= other.last:
                 return 0, 0
             if start < other.start and end > other.last:
