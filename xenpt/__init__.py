@@ -10,29 +10,39 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from xenpt.cost import Cost
+    from xenpt.domuplan import DomuPlan, plan_domu
     from xenpt.inputs.config import Guest, Host
+    from xenpt.inputs.initrd import Initrd, read_initrd
     from xenpt.inputs.kernel import Kernel, default_kernel, read_kernel
     from xenpt.plan import Plan, plan_dom0
     from xenpt.units import pages, sizes
     from xenpt.xen.dom0 import Domain, build
+    from xenpt.xen.domu import Domu, build_domu
 
     __version__: str
 
 __all__ = [
-    "Cost", "Domain", "Guest", "Host", "Kernel", "Plan", "__version__", "build",
-    "default_kernel", "pages", "plan_dom0", "read_kernel", "sizes",
+    "Cost", "Domain", "Domu", "DomuPlan", "Guest", "Host", "Initrd", "Kernel", "Plan",
+    "__version__", "build", "build_domu", "default_kernel", "pages", "plan_dom0", "plan_domu",
+    "read_initrd", "read_kernel", "sizes",
 ]  # fmt: skip
 _HOMES = {
     "Cost": "cost",
     "Domain": "xen.dom0",
+    "Domu": "xen.domu",
+    "DomuPlan": "domuplan",
     "Guest": "inputs.config",
     "Host": "inputs.config",
+    "Initrd": "inputs.initrd",
     "Kernel": "inputs.kernel",
     "Plan": "plan",
     "build": "xen.dom0",
+    "build_domu": "xen.domu",
     "default_kernel": "inputs.kernel",
     "pages": "units",
     "plan_dom0": "plan",
+    "plan_domu": "domuplan",
+    "read_initrd": "inputs.initrd",
     "read_kernel": "inputs.kernel",
     "sizes": "units",
 }

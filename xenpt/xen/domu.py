@@ -15,7 +15,7 @@ import numpy.typing as npt
 from xenpt import abi
 from xenpt.abi import PAGE_SHIFT, TABLE_SHIFT
 from xenpt.domuplan import DomuPlan
-from xenpt.domutables import WORD, TableMap, overwritten
+from xenpt.domutables import WORD, TableMap, in_xen_slots, overwritten
 from xenpt.engine import clear
 from xenpt.errors import PanicError
 from xenpt.extents import P2M, Mapping, clip, coalesce, make_runs, sort_tables
@@ -123,7 +123,7 @@ def build_domu(
         raise PanicError(plan.panic)
     initial = _initial_mapping(plan, pinned)
     listed = _list_mapping(plan, pinned) if plan.list_outside else None
-    if pinned and plan.image.bits == 64:
+    if pinned and plan.image.bits == 64 and any(map(in_xen_slots, plan.maps)):
         area = abi.HYPERVISOR_VIRT_START, abi.HYPERVISOR_VIRT_END
         initial, listed = clear(initial, *area), clear(listed, *area) if listed else None
     return Domu(plan, initial, listed, p2m, shared_info, pinned, store_evtchn, console_evtchn)
