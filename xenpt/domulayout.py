@@ -280,7 +280,8 @@ class Builder:
     def _check_tables(self) -> None:
         start, end = self.keys["total"]
         if end <= start and not self.era.two_mappings:
-            raise GivesUpError("setup_pgtables: no entry is written, as the mapping wraps at 2^64")
+            # Not a text of the library, which says nothing: the guest dies at once.
+            raise GivesUpError("no page-table entry is written, as the mapping wraps at 2^64")
         for one in self.maps:
             first = one.tables[0].pfn
             if any(tables.pfn >= first + one.nr_tables for tables in one.tables):

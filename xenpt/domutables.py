@@ -28,7 +28,8 @@ PADDING_PAGES = 128  # at least 512 KiB behind the boot stack
 END_MASK = (4 << 20) - 1  # the initial mapping ends below a multiple of 4 MiB
 PAE_LAST_SLOT = 0xC000_0000  # the L3 slot that must have an L2, as Xen maps something there
 MAX_MAPPINGS = 2
-ENDLESS = "alloc_pgtables_pv: never ends"
+#: Not a text of the library, which says nothing: it counts until it is killed.
+ENDLESS = "the toolstack never ends: it looks for the end of the initial mapping at 2^64 for ever"
 
 
 class GivesUpError(Exception):

@@ -97,7 +97,7 @@ def test_a_legacy_list_can_fill_the_address_space_up_to_the_last_4_mib():
     assert plan.panic is None
     assert plan.total[1] == (1 << 64) - (4 << 20)
     assert most >> 18 == 982  # GiB
-    assert plan_of(patched("-INIT_P2M"), most + 512).panic == "alloc_pgtables_pv: never ends"
+    assert plan_of(patched("-INIT_P2M"), most + 512).panic.startswith("the toolstack never ends: ")
 
 
 def test_mapped_initrd_lies_before_the_magic_pages_with_its_exact_length():
@@ -336,7 +336,7 @@ def test_wrapping_past_2_64_aborts_or_fails_later():
 @pytest.mark.parametrize("xen", ["4.6.6", "4.17.7"])
 def test_a_mapping_that_would_end_at_2_64_is_said_to_loop_for_ever(xen):
     kernel = synthetic(segs=((0, 0xE00000),), VIRT_BASE=0xFFFFFFFFFF000000)  # w-full
-    assert plan_of(kernel, 0x4000, xen).panic == "alloc_pgtables_pv: never ends"
+    assert plan_of(kernel, 0x4000, xen).panic.startswith("the toolstack never ends: ")
 
 
 @pytest.mark.parametrize("base", [0xFFFF800000000000, 0x800000000000], ids=["b-xen", "b-noncanon"])
