@@ -25,7 +25,7 @@ from xenpt.abi import (
 )
 from xenpt.inputs.config import Host, Ram
 from xenpt.inputs.kernel import Kernel, default_kernel
-from xenpt.linux import V6_1
+from xenpt.linux import V6_1, V6_12
 from xenpt.linux.boot import Boot
 from xenpt.plan import plan_dom0
 from xenpt.xen.dom0 import build
@@ -34,9 +34,8 @@ PREEMPTED = 1 << 31  # in the count of mmu_update and mmuext_op: the rest of a c
 UNITS = {"K": 10, "M": 20, "G": 30}
 #: Where a kernel's own symbols cannot be had: its brk area's end, as its boots report it.
 BRK_END = {"5.10": 0x400D000, "6.12": 0x3C11000, "7.2": 0x4211000}
-#: Linux 6.12 and later keep all of [0x80000, 1 MiB) out of RAM (first usable entry of their own
-#: map); the profile v6.1 does not know that, so the map is given so.
-LOW_RAM_END = {"6.12": 0x80000, "7.2": 0x80000}
+#: Profile by kernel series; no profile is named after the others, which are like v6.1 or v6.12.
+RULES = {"5.10": V6_1, "6.1": V6_1, "6.12": V6_12, "7.2": V6_12}
 REMAP_BUFFER = {"6.1": 0xFFFFFFFF83131000, "6.12": 0xFFFFFFFF833E9000}
 
 
@@ -69,7 +68,7 @@ def _symbols(case: str, text: int) -> dict[str, int]:
 
 
 def boot_of(case: str, *, record: bool = True) -> Boot:
-    """The case's domain at its entry, to be booted by the profile v6.1."""
+    """The case's domain at its entry, to be booted by the profile of its kernel."""
     facts = goldendata.facts(case)
     start_info: dict[str, Any] = facts["dump"]["start_info"]
     plan = plan_dom0(
@@ -78,13 +77,16 @@ def boot_of(case: str, *, record: bool = True) -> Boot:
         nr_pages=start_info["nr_pages"],
         initrd_bytes=facts["options"]["initrd_size"] or None,
     )
-    low_end = LOW_RAM_END.get(version(case))
     e820 = [Ram(start, last + 1, kind) for start, last, kind in facts["xen"]["e820"]]
-    if low_end:
-        e820[:1] = [Ram(0, low_end), Ram(low_end, e820[0].end, "reserved")]
     limit = re.search(r"max:(\d+)([KMG])", facts["options"]["dom0_mem"])
     most = int(limit[1]) << UNITS[limit[2]] if limit else PAGE_SIZE << 32
-    return Boot(build(plan), e820=e820, max_reservation=most // PAGE_SIZE, record=record)
+    return Boot(
+        build(plan),
+        rules=RULES[version(case)],
+        e820=e820,
+        max_reservation=most // PAGE_SIZE,
+        record=record,
+    )
 
 
 def reserve_unmodelled(boot: Boot, first_table: int) -> None:

@@ -22,7 +22,8 @@ from xenpt.boottexts import (
 from xenpt.errors import InputError, UsageError
 from xenpt.inputs.config import LEAF_SIZES, Host, read_e820
 from xenpt.inputs.kernel import Kernel, default_kernel, read_kernel
-from xenpt.linux import PROFILES, SEED, Boot, LinuxRules, free_initial_p2m
+from xenpt.linux import PROFILES, SEED, Boot, LinuxRules, free_initial_p2m, with_rules
+from xenpt.linux.state import LinuxPanic
 from xenpt.linux.streamed import stream_boot
 from xenpt.measured import walk_seconds
 from xenpt.plan import Plan, plan_dom0
@@ -68,7 +69,7 @@ def boot(options: Namespace) -> Answer:
     """`xenpt boot MEMORY`: does it boot, through which stages, at what cost?"""
     if options.threads < 1:
         raise UsageError(f"--threads {options.threads}: at least one is needed")
-    rules = _rules(options.linux)
+    rules = _rules(options)
     planned = _plan(options)
     if planned.panic:
         return Answer(_panicked_boot(planned), panic_report(planned, rules.name), NO)
@@ -89,12 +90,16 @@ def boot(options: Namespace) -> Answer:
 
 def cleanup(options: Namespace) -> Answer:
     """`xenpt cleanup MEMORY`: what does freeing the initial P->M list cost?"""
-    rules = _rules(options.linux)
+    rules = _rules(options)
     planned = _plan(options)
     if planned.panic:
         panic = {"profile": rules.name, **_chosen(planned), "panic": planned.panic}
         return Answer(panic, panic_report(planned, rules.name), NO)
-    freed = _freed(planned, rules)
+    try:
+        freed = _freed(planned, rules)
+    except LinuxPanic as panic:
+        data = {"profile": rules.name, **_chosen(planned), "panic": str(panic)}
+        return Answer(data, panic_report(planned, rules.name, str(panic)), NO)
     others = [_plan(options, leaf) for leaf in LEAF_SIZES if planned.list_outside]
     variants = [
         _freed(other, rules)
@@ -181,10 +186,11 @@ def _plan(options: Namespace, leaf: str | None = None) -> Plan:
     )
 
 
-def _rules(profile: str) -> LinuxRules:
+def _rules(options: Namespace) -> LinuxRules:
+    profile = options.linux
     if profile not in PROFILES:
         raise UsageError(f"Linux profile {profile!r}: expected one of {', '.join(PROFILES)}")
-    return PROFILES[profile]
+    return with_rules(PROFILES[profile], options.rule)
 
 
 def _host(options: Namespace, leaf: str) -> Host:

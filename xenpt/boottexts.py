@@ -22,9 +22,10 @@ BUILT_BY = {
 NEXT = "Next:  xenpt plan 600G   xenpt boot 1T   xenpt cleanup 4G   xenpt kernel VMLINUZ"
 
 
-def panic_report(plan: Plan, profile: str) -> Report:
-    """Xen does not build this dom0, and Linux never runs."""
-    return [Line(f"panics: {_guest(plan, profile)}", BAD), Line(), *plan_report(plan)]
+def panic_report(plan: Plan, profile: str, panic: str | None = None) -> Report:
+    """Xen does not build this dom0, and Linux never runs; or Linux gives up with `panic`."""
+    report: Report = [Line(f"panics: {_guest(plan, profile)}", BAD), Line(), *plan_report(plan)]
+    return report if panic is None else [*report, Line(), Prose(panic, BAD)]
 
 
 def boot_report(boot: Boot, beyond: Iterable[dict[str, Any]]) -> Report:

@@ -204,7 +204,19 @@ def _add_guest_options(command: Parser) -> None:
         help="largest page that maps the P->M list; auto: what the builder would use",
     )
     xen.add_argument("--initrd", metavar="FILE|BYTES", help="initial ramdisk, or just its length")
-    xen.add_argument("--linux", metavar="PROFILE", default="v6.1", help="v6.1 (default) or seed")
+    xen.add_argument(
+        "--linux",
+        metavar="PROFILE",
+        default="v6.1",
+        help="v4.1, seed, v4.3, v6.1 (default) or v6.12",
+    )
+    xen.add_argument(
+        "--rule",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="one flag of the profile changed, as skip_empty_entries=no; may be repeated",
+    )
     host = command.add_argument_group("the host")
     host.add_argument("--host", metavar="SIZE", help="its memory")
     host.add_argument("--dom0-mem", metavar="SPEC", help="Xen's option, instead of MEMORY")

@@ -128,7 +128,7 @@ def test_unknown_profile_is_one_line(capsys, command):
     assert cli.main([command, "4G", "--linux", "v2.6"]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err == "xenpt: Linux profile 'v2.6': expected one of seed, v6.1\n"
+    assert err == "xenpt: Linux profile 'v2.6': expected one of v4.1, seed, v4.3, v6.1, v6.12\n"
 
 
 @pytest.mark.parametrize("command", ["boot", "cleanup"])

@@ -6,12 +6,14 @@ from dataclasses import replace
 import pytest
 
 from xenpt.cost import HYPERCALL_TYPES
+from xenpt.domuplan import plan_domu
 from xenpt.errors import PanicError
 from xenpt.inputs.config import Host, Ram
 from xenpt.inputs.kernel import default_kernel
-from xenpt.linux import SEED, V6_1, Boot, Stage
+from xenpt.linux import PROFILES, SEED, V4_1, V4_3, V6_1, V6_12, Boot, Stage
 from xenpt.plan import plan_dom0
 from xenpt.xen.dom0 import Domain, build
+from xenpt.xen.domu import build_domu
 
 GIB = 1 << 18  # pages
 
@@ -37,11 +39,92 @@ def test_stages_have_their_names_and_order():
     ]
 
 
-@pytest.mark.parametrize("rules, hypercalls", [(SEED, 12), (V6_1, 14)])
-def test_taking_over_the_page_tables_of_a_dom0(rules, hypercalls):
-    """SPEC F2: the root page alone goes back."""
-    cost = costs(GIB, rules)["setup_kernel_pagetable"]
-    assert cost.hypercalls == hypercalls
+def guest(nr_pages):
+    return build_domu(plan_domu(default_kernel(), Host(), nr_pages=nr_pages))
+
+
+@pytest.mark.parametrize("rules, dom0, domu", [(SEED, 12, 14), (V4_3, 12, 14), (V6_1, 14, 16)])
+def test_taking_over_the_page_tables(rules, dom0, domu):
+    """SPEC F2: the root page alone goes back; of a guest of the toolstack L3 and L2, too."""
+    assert costs(GIB, rules)["setup_kernel_pagetable"].hypercalls == dom0
+    taken = Boot(guest(GIB), rules=rules).run_to(Stage.SETUP_KERNEL_PAGETABLE).results[0].cost
+    assert taken.hypercalls == domu
+
+
+def test_taking_over_the_page_tables_on_v4_1():
+    """A list inside the kernel's mapping: what is mapped ends where it starts."""
+    boot = Boot(domain(GIB, init_p2m=None), rules=V4_1).run_to(Stage.SETUP_KERNEL_PAGETABLE)
+    assert boot.results[0].cost.hypercalls == 12
+    assert boot.state.max_pfn_mapped == 0x4A00000 >> 12
+    assert boot.run().verdict == "boots"
+
+
+@pytest.mark.parametrize("rules", PROFILES.values(), ids=PROFILES)
+def test_start_info_and_a_list_inside_are_reserved_in_every_generation(rules):
+    """1 GiB: 512 pages of list from 0x4a00000 on, start_info; then Xen's root page, given back."""
+    state = Boot(domain(GIB, init_p2m=None), rules=rules).run_to(Stage.MEMORY_SETUP).state
+    held = state.memblock.reserved.clip(0x4A00000, 0x4A00000 + (514 << 12))
+    assert held.size == 513 << 12
+
+
+@pytest.mark.parametrize("rules, pages", [(SEED, 1), (V4_3, 3), (V6_1, 3)])
+def test_store_and_console_pages_of_a_guest_are_reserved_since_v4_3(rules, pages):
+    """They lie behind start_info, before the page tables."""
+    state = Boot(guest(GIB), rules=rules).run_to(Stage.MEMORY_SETUP).state
+    first = 0x4A00000
+    assert state.memblock.reserved.clip(first, first + 0x3000).size == pages << 12
+
+
+@pytest.mark.parametrize("rules, gib", [(SEED, 500), (V4_3, 512), (V6_1, 512)])
+def test_a_guest_of_the_toolstack_uses_512_gib_at_most(rules, gib):
+    """xen_512gb_limit of v4.3 and later; MAX_DOMAIN_PAGES before."""
+    state = Boot(guest(520 * GIB), rules=rules).run_to(Stage.MEMORY_SETUP).state
+    assert state.max_pfn == gib * GIB
+
+
+@pytest.mark.parametrize(
+    "rules, kinds",
+    [(V4_3, {"usable", "reserved", "unusable"}), (V6_1, {"usable", "reserved"})],
+)
+def test_ram_that_no_balloon_reaches_is_unusable_or_dropped(rules, kinds):
+    """SPEC H13: a dom0 of 1 GiB that may have 2 GiB of a host of 8."""
+    boot = Boot(domain(GIB), rules=rules, e820=[Ram(0, 8 << 30)], max_reservation=2 * GIB)
+    table = boot.run_to(Stage.MEMORY_SETUP).state.linux_e820
+    assert {entry.type for entry in table} == kinds
+    assert max(entry.end for entry in table if entry.type == "usable") == 2 << 30
+
+
+def test_v6_12_keeps_no_ram_between_512_kib_and_1_mib():
+    memory = Boot(domain(GIB), rules=V6_12).run_to(Stage.MEMORY_SETUP).state.memblock.memory
+    assert memory.ranges[0] == (0x1000, 0x80000)
+
+
+@pytest.mark.parametrize("rules, asks", [(SEED, True), (V4_3, True), (V6_1, False)])
+def test_a_list_is_not_made_read_only_where_tables_may_be_writable(rules, asks):
+    """SPEC F4: the mail and v4.3 ask for XENFEAT_writable_page_tables, later ones do not."""
+    rules = replace(rules, writable_page_tables=True)
+    state = Boot(domain(GIB), rules=rules).run_to(Stage.INIT_MEM_MAPPING).state
+    assert state.ro_frames.meets(*state.p2m_frames) is not asks
+
+
+@pytest.mark.parametrize("rules, first", [(V4_3, 0x7FF0), (V6_1, 0x8810)])
+def test_v4_3_may_find_the_pages_of_the_old_list_to_be_free(rules, first):
+    """SPEC H12. 4 GiB: list at [0x8000000, 0x8802000), of which a hole takes the last pages.
+
+    Room for 2054 pages is in [0x7ff0000, 0x8800000), if the list there is not reserved.
+    """
+    e820 = [
+        Ram(0x1000000, 0x4A2B000), Ram(0x7FF0000, 0x8800000), Ram(0x8810000, 16 << 30),
+    ]  # fmt: skip
+    state = Boot(domain(4 * GIB), rules=rules, e820=e820).run_to(Stage.MEMORY_SETUP).state
+    assert state.p2m_frames == (first, first + 2054)
+
+
+def test_v4_3_checks_the_kernel_without_its_brk_area():
+    """SPEC H15: the default kernel's __bss_stop is at 0x4400000."""
+    e820 = [Ram(0, 0x4400000), Ram(0x4A00000, 8 << 30)]
+    assert "kernel memory" in Boot(domain(GIB), e820=e820).run().panic
+    assert Boot(domain(GIB), rules=V4_3, e820=e820).run().verdict == "boots"
 
 
 def test_direct_map_of_1_tib():

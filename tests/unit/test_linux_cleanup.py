@@ -7,7 +7,8 @@ import pytest
 
 from xenpt.inputs.config import Host
 from xenpt.inputs.kernel import default_kernel
-from xenpt.linux import PROFILES, SEED, V6_1, Boot, free_initial_p2m
+from xenpt.linux import PROFILES, SEED, V4_1, V4_3, V6_1, Boot, Stage, free_initial_p2m
+from xenpt.linux.state import LinuxPanic
 from xenpt.plan import plan_dom0
 from xenpt.xen.dom0 import build
 
@@ -35,11 +36,14 @@ def test_4_gib_of_the_seed():
 @pytest.mark.parametrize(
     "nr_pages, leaf, profile, hypercalls, l1_reads, frees",
     [
+        (4 * GIB, "1g", "v4.3", 2052, 0, 6),
         (4 * GIB, "1g", "v6.1", 2052, 0, 6),
         (512 * GIB + 300000, "1g", "seed", 262734, 75, 79),
+        (512 * GIB + 300000, "1g", "v4.3", 262736, 75, 79),
         (512 * GIB + 300000, "1g", "v6.1", 262736, 512, 79),
         (1024 * GIB, "1g", "v6.1", 524290, 0, 3),
         (1024 * GIB, "4k", "seed", 525316, 524288, 525315),
+        (1024 * GIB, "4k", "v4.3", 526342, 524288, 525315),
         (1024 * GIB, "4k", "v6.1", 526342, 524288, 525315),
     ],
 )
@@ -51,7 +55,7 @@ def test_worked_examples(nr_pages, leaf, profile, hypercalls, l1_reads, frees):
     assert found["pages_leaked"] == 0
 
 
-def test_a_list_off_the_2_mib_border_leaks_on_the_seed_alone():
+def test_a_list_off_the_2_mib_border_leaks_until_v4_12():
     """4 GiB at 0x8000001000: 511 pages of the first L1 table stay read-only and reserved."""
     found = cleanup(4 * GIB, "seed", init_p2m=0x8000001000)
     assert found["hypercalls"] == 1542
@@ -59,6 +63,8 @@ def test_a_list_off_the_2_mib_border_leaks_on_the_seed_alone():
     assert found["entries_read"]["l1"] == 3
     assert found["pages_leaked"] == 511
     assert found["tables_freed"] == {"l1": 2, "l2": 1, "l3": 1}
+    merged = cleanup(4 * GIB, "v4.3", init_p2m=0x8000001000)
+    assert (merged["pages_leaked"], merged["hypercalls"]) == (511, 1542 + 2 + 1)
     assert cleanup(4 * GIB, "v6.1", init_p2m=0x8000001000)["pages_leaked"] == 0
 
 
@@ -79,10 +85,30 @@ def test_a_list_in_the_kernels_map_costs_a_call_for_each_2_mib_and_one_free(prof
 def test_a_relocated_list_is_unpinned_by_mainline():
     """SPEC F7: 4 GiB at 2 * 512 GiB, where Linux itself puts a list, in 4 KiB pages."""
     moved = domain(4 * GIB, leaf="4k", init_p2m=2 << 39)
-    found = free_initial_p2m(moved, rules=V6_1).as_dict()
-    assert found["unpin"] == 4 + 1 + 1
-    assert found["hypercalls"] == 2066
+    for rules in (V4_3, V6_1):
+        found = free_initial_p2m(moved, rules=rules).as_dict()
+        assert found["unpin"] == 4 + 1 + 1
+        assert found["hypercalls"] == 2066
     assert free_initial_p2m(moved, rules=SEED).as_dict()["unpin"] == 0
+
+
+def test_v4_3_takes_the_root_entry_out_first_and_each_table_before_its_pages():
+    """512 MiB at 512 GiB: L3, L2, one L1 of 256 pages (SPEC F7: v4.3 adds set_pmd and set_pud)."""
+    boot = Boot(domain(GIB // 2), rules=V4_3, record=True).run_to(Stage.P2M_FREE)
+    calls = [(call.op, call.level, call.nr) for call in boot.results[-1].calls]
+    made_writable = ("update_va_mapping", 0, 1)
+    root, table, upper = (("mmu_update", level, 1) for level in (4, 2, 3))
+    assert calls == [root, table, *[made_writable] * 257, upper, *[made_writable] * 2]
+    assert boot.cleanup.set_entries == {"l2": 1, "l3": 1, "l4": 1}
+
+
+def test_v4_1_has_no_way_to_use_a_list_outside():
+    """Its L4 entry is not copied, as that of slot 0 is not by later ones (p-slot0)."""
+    boot = Boot(domain(4 * GIB), rules=V4_1).run()
+    assert boot.panic == "Hardware Dom0 halted: halting machine"
+    assert boot.results == []
+    with pytest.raises(LinuxPanic, match="BUG"):
+        free_initial_p2m(domain(4 * GIB), rules=V4_1)
 
 
 @pytest.mark.parametrize("base", [1 << 30, (2 << 39) - (2 << 20), (2 << 39) - 4096])

@@ -229,14 +229,16 @@ def free_initial_p2m(
 def _dies_in(state: BootState) -> Stage | None:
     """Stage whose first access to the P->M list faults, or None (SPEC F2e, I13).
 
-    Linux copies one L4 entry, and never that of slot 0. Once its own tables are loaded it reads no
-    entry behind that slot; in the direct map it reads those of all pages, the highest first.
+    Linux copies one L4 entry, and never that of slot 0 (v4.1 copies none). Once its own tables are
+    loaded it reads no entry behind that slot; in the direct map it reads those of all pages, the
+    highest first.
     """
     if state.domain.p2m_map is None:
         return None
     start = int(state.domain.plan.mfn_list)
     slot_bytes = PAGE_SIZE * ENTRIES**3
     reachable = (slot_bytes - start % slot_bytes) // 8
-    if table_slot(start, 4) == 0 or reachable < state.pt_pfns[1]:
+    copied = state.rules.graft_initial_p2m and table_slot(start, 4) > 0
+    if not copied or reachable < state.pt_pfns[1]:
         return Stage.SETUP_KERNEL_PAGETABLE
     return Stage.INIT_MEM_MAPPING if reachable < state.nr_pages else None

@@ -24,10 +24,12 @@ from xenpt.extents import Ints, Mapping, column, join_ranges
 from xenpt.linux.directmap import KERNEL_PTE
 from xenpt.linux.memblock import Memblock, Regions
 from xenpt.linux.pagetable import clean_highmap
-from xenpt.linux.state import PMD_SIZE, RELOCATED_VADDR, BootState
+from xenpt.linux.state import PMD_SIZE, RELOCATED_VADDR, BootState, LinuxPanic
 from xenpt.xen.hypercalls import Hypercalls
 
 LOOKUP_READS = 4  # lookup_address(): one entry a level
+
+_BUG = "kernel BUG in xen_pagetable_p2m_free(): P->M list below the kernel's mapping"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,11 @@ def free_list(state: BootState, hc: Hypercalls) -> tuple[BootState, Cleanup]:
     """xen_cleanmfnmap() of a list outside, built by Xen or libxenguest, or moved by Linux.
 
     Not called in a boot that dies before: a list that crosses its L4 slot, or lies in slot 0.
+
+    :raises LinuxPanic: a generation that knows of no list outside
     """
+    if not state.rules.graft_initial_p2m:
+        raise LinuxPanic(_BUG)
     rules = state.rules.cleanup
     vaddr, mapping = state.initial_list.vaddr, state.initial_list.mapping
     assert mapping is not None
@@ -81,13 +87,14 @@ def free_list(state: BootState, hc: Hypercalls) -> tuple[BootState, Cleanup]:
         WalkRules(skip_empty_entries=rules.skip_empty_entries, flat=not rules.depth_first),
     )
     unpin = rules.unpin_relocated and vaddr == RELOCATED_VADDR
-    if not rules.clear_table_entries:
+    if rules.root_entry_first:
         hc.mmu_update(4, state.root_pfn, table_slot(vaddr, 4), None, 0)
     _issue(state, hc, walk, mapping, unpin=unpin)
     tables = walk.tables_freed
-    set_entries = {"l2": 0, "l3": 0, "l4": 1}
+    set_entries = {"l2": 0, "l3": 0, "l4": 1 if rules.root_entry_first else 0}
     if rules.clear_table_entries:
-        set_entries = {"l2": tables["l1"], "l3": tables["l2"], "l4": tables["l3"]}
+        set_entries |= {"l2": tables["l1"], "l3": tables["l2"]}
+        set_entries["l4"] |= tables["l3"]
     freed = frames_of(walk)
     cost = Cost(
         by_type=dict(hc.by_type),
@@ -125,29 +132,42 @@ def _issue(
     state: BootState, hc: Hypercalls, walk: FreeWalk, mapping: Mapping, *, unpin: bool
 ) -> None:
     """The hypercalls of the frees in their order: of a table, first the entry that points to it."""
-    clear = state.rules.cleanup.clear_table_entries
     events = walk.events
+    cleared = _cleared_levels(state)
     if hc.log is None:
         tables = events[events["table"]]
-        nr = int(tables["nr"].sum())
+        nr = int(tables["nr"][np.isin(tables["level"], cleared)].sum())
         hc.update_va_mapping(0, None, KERNEL_PTE, nr=walk.pages_freed)
-        hc.mmu_update(2, None, 0, None, 0, nr=nr if clear else 0)
-        for _ in hc.repeat(nr if unpin else 0):
+        hc.mmu_update(2, None, 0, None, 0, nr=nr)
+        for _ in hc.repeat(int(tables["nr"].sum()) if unpin else 0):
             hc.mmuext_op(MMUEXT_UNPIN_TABLE)
         return
+    done: set[tuple[int, int]] = set()
+
+    def clear_entry(level: int, vpn: int) -> None:
+        if level in cleared and (level, vpn) not in done:
+            done.add((level, vpn))
+            slot = table_slot(vpn << PAGE_SHIFT, level + 1)
+            hc.mmu_update(level + 1, _parent(state, mapping, level + 1, vpn), slot, None, 0)
+
     for event in events:
         for i in range(int(event["nr"])):
             pfn = int(event["pfn"]) + i * int(event["step"])
+            level = int(event["level"])
             if event["table"]:
-                level = int(event["level"])
-                vpn = int(event["vpn"]) + i * ENTRIES**level
-                if clear:
-                    parent = _parent(state, mapping, level + 1, vpn)
-                    slot = table_slot(vpn << PAGE_SHIFT, level + 1)
-                    hc.mmu_update(level + 1, parent, slot, None, 0)
+                clear_entry(level, int(event["vpn"]) + i * ENTRIES**level)
                 if unpin:
                     hc.mmuext_op(MMUEXT_UNPIN_TABLE, pfn)
+            elif level == 1 and not state.rules.cleanup.depth_first:
+                clear_entry(1, int(event["vpn"]) // ENTRIES * ENTRIES)
             hc.update_va_mapping(state.va(pfn), pfn, KERNEL_PTE, nr=int(event["pages"]))
+
+
+def _cleared_levels(state: BootState) -> list[int]:
+    """Levels of tables whose entries are cleared on the way."""
+    rules = state.rules.cleanup
+    levels = [1, 2] if rules.clear_table_entries else []
+    return levels + ([] if rules.root_entry_first else [3])
 
 
 def _parent(state: BootState, mapping: Mapping, level: int, vpn: int) -> int | None:

@@ -89,7 +89,9 @@ def init_mem_mapping(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]
 
 
 def _list_ro(state: BootState) -> bool:
-    return state.list_outside and state.rules.ro_initial_p2m
+    rules = state.rules
+    ignored = rules.asks_writable_tables and rules.writable_page_tables
+    return state.list_outside and rules.ro_initial_p2m and not ignored
 
 
 def _nr_ptes(state: BootState) -> int:

@@ -43,13 +43,16 @@ EARLY_SLOT_PAGES = 64  # NR_FIX_BTMAPS: pages of one early_memremap()
 def resolve_conflicts(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]:
     """Check kernel, page tables, list and initrd against the map; move the last two if need be.
 
-    The list is reserved here, too.
+    The list is reserved here, too. Before v4.3 there is no check.
 
     :raises LinuxPanic: kernel or page tables lie in a hole, or there is no room to move to
     """
-    plan = state.domain.plan
-    start = state.text - START_KERNEL_MAP
-    _check(state, (start, plan.image.virt_kend - START_KERNEL_MAP), "kernel")
+    if not state.rules.check_conflicts:
+        return _reserve(state, _bytes(state.p2m_frames)), Cost()
+    end = int(state.domain.plan.image.virt_kend)
+    if not state.rules.check_brk:
+        end = state.symbol("__bss_stop") or end
+    _check(state, (state.text - START_KERNEL_MAP, end - START_KERNEL_MAP), "kernel")
     _check(state, _bytes(state.pt_pfns), "page table")
     state, cost = _reserve_list(state, hc)
     if state.initrd and not in_one_ram_entry(state.e820, *state.initrd):

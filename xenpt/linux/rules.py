@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What each generation of Linux does in its early boot under Xen, as behaviour flags.
 
-A stage asks for a flag, never for a version. Sources: Linux 4.1.5 (and the LKML mail "xen:
-eliminate scalability issues from initial mapping setup", V3 04/15, for `seed`) and Linux 6.1.192;
-SPEC F1 to F8. Functions are of arch/x86/xen/ unless another file is named.
+A stage asks for a flag, never for a version. Sources: Linux 4.1.5 (4.2.8 is the same), the LKML
+mail "xen: eliminate scalability issues from initial mapping setup" (V3 04/15) on top of it for
+`seed`, 4.3.3 (the mail as merged, 8f5b0c639872) and 6.1.192; SPEC F1 to F8. What v6.12 changes is
+seen in its boots only. Functions are of arch/x86/xen/ unless another file is named.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from xenpt.abi import PAGE_SHIFT
@@ -44,8 +45,11 @@ class CleanupRules:
     # The mail has one loop that steps by 2 MiB and reads the L3 entry again for each step, and
     # begins at the list's own slots; mainline walks each table once, from its first entry.
     depth_first: bool
-    # The mail clears the L4 entry first and no other; mainline clears the entry of every table
-    # when the table is empty, the L4 entry last.
+    # The mail and v4.3 take the whole tree out of the L4 table before they walk it; later the L4
+    # entry is the last to be cleared.
+    root_entry_first: bool
+    # Mainline clears the entry of each L1 and L2 table that it frees: v4.3 that of an L1 table
+    # before its pages, later ones when it is empty. The mail clears none of them.
     clear_table_entries: bool
     # xen_relocate_p2m() of v4.3 pins the tables that it builds, so that they are unpinned here;
     # the mail has neither step.
@@ -54,7 +58,7 @@ class CleanupRules:
     # its end up to the 4 MiB of Xen's initial mapping; before, its size to 2 MiB (SPEC H7).
     align_table_range_end: bool
     # Entries of level2_kernel_pgt that bound the loop: the mail's 4.1 base compares with
-    # PAGE_SIZE entries, eight tables further (SPEC H6).
+    # PAGE_SIZE entries, eight tables further, and v4.3 still does (SPEC H6).
     highmap_entries: int
 
 
@@ -77,11 +81,21 @@ class LinuxRules:
     # setup.c, xen_memory_setup()
     page_limit: int  # of a domain: MAX_DOMAIN_PAGES (500 GiB), later MAXMEM (64 TiB)
     domu_page_limit: int  # xen_512gb_limit of an unprivileged domain
+    # Before v4.3 nobody looks whether list, initrd, tables or kernel lie in holes (SPEC H3).
+    check_conflicts: bool
+    # The kernel's end in that check: _end, or without it __bss_stop, before the brk area (H15).
+    check_brk: bool
     # xen_count_remap_pages() raises the limit by what will move; before, what was moved is added.
     count_remap_first: bool
     # xen_reserve_xen_mfnlist() of v6.1 reserves a list before it looks for room for it elsewhere;
     # v4.3 may find the list's own pages to be free (SPEC H12).
     reserve_before_search: bool
+    # xen_reserve_special_pages(): start_info, and of an unprivileged domain the xenstore and
+    # console pages. Before: all from a list inside the kernel's map to pt_base, else start_info.
+    reserve_special_pages: bool
+    # Bytes of RAM kept of the first MiB, 0 for as many as there are: seen in the maps of 6.12 and
+    # 7.2, whose first usable entry is [0, 0x80000).
+    low_ram_bytes: int
     # RAM that the domain may not even balloon into: UNUSABLE in the mail, dropped later (H13).
     drop_excess_ram: bool
     # A hole's pages below max_pfn_mapped: mapped to the same machine page, later unmapped.
@@ -96,6 +110,10 @@ class LinuxRules:
     flush_each_mapping: bool  # __flush_tlb_all() in every kernel_physical_mapping_init()
     # mask_rw_pte() of the mail, xen_make_pte_init() later: the list's frames are mapped read-only.
     ro_initial_p2m: bool
+    # XENFEAT_writable_page_tables, which the hypervisors modelled here report to no PV guest: the
+    # mail and v4.3 map the list writable then; later ones do not ask (`asks_writable_tables`).
+    writable_page_tables: bool
+    asks_writable_tables: bool
     # mmu_pv.c, xen_pagetable_init(): set_pte is a hypercall before paging_init() (v6.1), not a
     # trapped store.
     set_pte_hypercall: bool
@@ -104,36 +122,57 @@ class LinuxRules:
     cleanup: CleanupRules
 
 
-SEED: Final = LinuxRules(
-    name="seed",
+V4_1: Final = LinuxRules(
+    name="v4.1",
     page_offset=0xFFFF_8800_0000_0000,
     vmalloc_start=0xFFFF_C900_0000_0000,
     vmemmap_start=0xFFFF_EA00_0000_0000,
     ro_tables=_RO_TABLES_V4_1,
     pin_user_vsyscall=False,
     nx_ident_map=False,
-    graft_initial_p2m=True,
+    graft_initial_p2m=False,
     page_limit=500 * GIB_PAGES,
     domu_page_limit=500 * GIB_PAGES,
+    check_conflicts=False,
+    check_brk=False,
     count_remap_first=False,
     reserve_before_search=False,
+    reserve_special_pages=False,
+    low_ram_bytes=0,
     drop_excess_ram=False,
     map_holes_identity=True,
     pfn_range_inclusive=False,
     pgt_buf_pages=6,
     align_without_block=False,
     flush_each_mapping=True,
-    ro_initial_p2m=True,
+    ro_initial_p2m=False,
+    writable_page_tables=False,
+    asks_writable_tables=True,
     set_pte_hypercall=False,
     hotplug_limit_gib=512,
     cleanup=CleanupRules(
         skip_empty_entries=False,
         depth_first=False,
+        root_entry_first=True,
         clear_table_entries=False,
         unpin_relocated=False,
         align_table_range_end=False,
         highmap_entries=4096,
     ),
+)
+
+#: The founding mail.
+SEED: Final = replace(V4_1, name="seed", graft_initial_p2m=True, ro_initial_p2m=True)
+
+V4_3: Final = replace(
+    SEED,
+    name="v4.3",
+    page_limit=1 << 34,
+    domu_page_limit=512 * GIB_PAGES,
+    check_conflicts=True,
+    count_remap_first=True,
+    reserve_special_pages=True,
+    cleanup=replace(SEED.cleanup, clear_table_entries=True, unpin_relocated=True),
 )
 
 V6_1: Final = LinuxRules(
@@ -147,8 +186,12 @@ V6_1: Final = LinuxRules(
     graft_initial_p2m=True,
     page_limit=1 << 34,
     domu_page_limit=512 * GIB_PAGES,
+    check_conflicts=True,
+    check_brk=True,
     count_remap_first=True,
     reserve_before_search=True,
+    reserve_special_pages=True,
+    low_ram_bytes=0,
     drop_excess_ram=True,
     map_holes_identity=False,
     pfn_range_inclusive=True,
@@ -156,11 +199,14 @@ V6_1: Final = LinuxRules(
     align_without_block=True,
     flush_each_mapping=False,
     ro_initial_p2m=True,
+    writable_page_tables=False,
+    asks_writable_tables=False,
     set_pte_hypercall=True,
     hotplug_limit_gib=512,
     cleanup=CleanupRules(
         skip_empty_entries=True,
         depth_first=True,
+        root_entry_first=False,
         clear_table_entries=True,
         unpin_relocated=True,
         align_table_range_end=True,
@@ -168,5 +214,7 @@ V6_1: Final = LinuxRules(
     ),
 )
 
-PROFILES: Final = {rules.name: rules for rules in (SEED, V6_1)}
+V6_12: Final = replace(V6_1, name="v6.12", low_ram_bytes=0x80000)
+
+PROFILES: Final = {rules.name: rules for rules in (V4_1, SEED, V4_3, V6_1, V6_12)}
 MAINLINE: Final = V6_1

@@ -57,9 +57,12 @@ def memory_setup(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]:
     rules = state.rules
     limit = state.page_limit
     max_pfn = min(limit, state.nr_pages)
-    e820 = sanitize(state.e820) or flat_map(
+    e820 = state.e820 or flat_map(
         (max_pfn << PAGE_SHIFT) + (0 if state.initial_domain else DOMU_SLACK_BYTES)
     )
+    if rules.low_ram_bytes:
+        e820 = (*e820, E820Entry(rules.low_ram_bytes, ISA_END_ADDRESS, RESERVED))
+    e820 = sanitize(e820)
     hc.memory_op(XENMEM_MACHINE_MEMORY_MAP if state.initial_domain else XENMEM_MEMORY_MAP)
     max_pages = limit
     if state.initial_domain:
@@ -75,9 +78,7 @@ def memory_setup(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]:
     else:
         state, moved = _move_out_of_holes(state, hc)
         state = _reserve_early(_keep_extra(state, max(max_pages - max_pfn, 0) + moved))
-        first, end = state.p2m_frames
-        memblock = state.memblock.reserve(first << PAGE_SHIFT, end << PAGE_SHIFT)
-        state, cost = replace(state, memblock=memblock), Cost()
+        state, cost = resolve_conflicts(state, hc)
     return _reserve_brk(state), replace(cost, by_type=dict(hc.by_type))
 
 
@@ -142,17 +143,28 @@ def _reserve_early(state: BootState) -> BootState:
 
     The page tables are since setup_kernel_pagetable.
     """
-    start_info = state.pfn(state.domain.plan.start_info[0])
     ranges = [
         (0, LOW_RESERVED_BYTES),
         (state.text - START_KERNEL_MAP, state.brk_start - START_KERNEL_MAP),
-        (start_info << PAGE_SHIFT, (start_info + 1) << PAGE_SHIFT),
+        _special_pages(state),
     ]
     if state.initrd:
         ranges.append((state.initrd[0], round_up(state.initrd[1], PAGE_SIZE)))
     ranges += [(a << PAGE_SHIFT, b << PAGE_SHIFT) for a, b in state.extra]
     reserved = Regions.of((*state.memblock.reserved, *ranges))
     return replace(state, memblock=Memblock(ram_regions(state.linux_e820), reserved))
+
+
+def _special_pages(state: BootState) -> tuple[int, int]:
+    """start_info and what lies with it: see LinuxRules.reserve_special_pages."""
+    plan = state.domain.plan
+    start = int(plan.start_info[0])
+    end = start + PAGE_SIZE
+    if state.rules.reserve_special_pages:
+        end += 0 if state.initial_domain else 2 * PAGE_SIZE  # xenstore and console
+    elif not state.list_outside:
+        start, end = int(plan.mfn_list), int(plan.pt_base)
+    return start - START_KERNEL_MAP, end - START_KERNEL_MAP
 
 
 def _reserve_brk(state: BootState) -> BootState:
