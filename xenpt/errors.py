@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Every exception of xenpt. Each message is one line and names file, offset or field."""
 
+from errno import errorcode
+
 
 class XenptError(Exception):
     """Base of all errors that xenpt raises on purpose; the command line exits with status 2."""
@@ -53,6 +55,19 @@ class EntryError(XenptError, ValueError):
 
 class MappingError(XenptError, ValueError):
     """Extents that overlap, are unsorted or leave the address space."""
+
+
+class RefusedError(XenptError):
+    """Xen refuses a hypercall.
+
+    :ivar errno: the number that the guest sees, negated: 22 for -EINVAL
+    :ivar lines: what Xen prints to its log, in order, without the domain's prefix
+    :ivar done: requests of the hypercall that succeeded before this one
+    """
+
+    def __init__(self, errno: int, *lines: str, done: int = 0) -> None:
+        self.errno, self.lines, self.done = errno, lines, done
+        super().__init__(f"-{errorcode.get(errno, errno)}: {'; '.join(lines) or 'refused'}")
 
 
 class OutputError(XenptError):
