@@ -124,9 +124,11 @@ def l1_references(
         for slot, word in zip(slots[io].tolist(), entry[io].tolist(), strict=True):
             flips[slot] = uncached_flips(word)
     ram = ~io & (slots < end)
-    mfns, at = np.unique(mfn[ram], return_inverse=True)
+    mfn, writable = mfn[ram], entry[ram] & PTE_RW != 0
+    if np.all(mfn[1:] > mfn[:-1]):  # as tables mostly are
+        return L1References(end, mfn, np.ones_like(mfn), writable.astype(np.int64), flips[:end])
+    mfns, at = np.unique(mfn, return_inverse=True)
     nr_refs = np.bincount(at, minlength=len(mfns))
-    writable = entry[ram] & PTE_RW != 0
     nr_writable = np.bincount(at[writable], minlength=len(mfns))
     return L1References(end, mfns, nr_refs, nr_writable, flips[:end])
 

@@ -73,15 +73,26 @@ class FrameTable:
 
     def gather(self, mfns: Mfns) -> tuple[Words, Words]:
         """count_info and type_info of many frames; 0 behind the end of memory."""
+        chunk = self._common_chunk(mfns)
+        if chunk is not None and self._row[chunk] >= 0:  # nearly always: one table's frames
+            pairs = self._rows[self._row[chunk]][mfns & (CHUNK - 1)]
+            return pairs[:, 0], pairs[:, 1]
         inside = (mfns >= 0) & (mfns < self.nr_frames)
         at = np.where(inside, mfns, 0)
-        chunk = at >> CHUNK_SHIFT
-        row = self._row[chunk]
-        pairs = self._whole[chunk]
+        row = self._row[at >> CHUNK_SHIFT]
+        pairs = self._whole[at >> CHUNK_SHIFT]
         dense = row >= 0
         pairs[dense] = self._rows[row[dense], at[dense] & (CHUNK - 1)]
         pairs[~inside] = 0
         return pairs[:, 0], pairs[:, 1]
+
+    def _common_chunk(self, mfns: Mfns) -> int | None:
+        """The one chunk that holds all of the frames, or None."""
+        if not len(mfns):
+            return None
+        low, high = int(mfns.min()), int(mfns.max())
+        same = low >> CHUNK_SHIFT == high >> CHUNK_SHIFT and low >= 0 and high < self.nr_frames
+        return low >> CHUNK_SHIFT if same else None
 
     def are_io(self, mfns: Mfns) -> Mask:
         """`is_io` of many frames."""
@@ -92,11 +103,13 @@ class FrameTable:
 
     def scatter(self, mfns: Mfns, count_info: Words, type_info: Words) -> None:
         """Set both words of many frames, each named once."""
-        for chunk in np.unique(mfns >> CHUNK_SHIFT).tolist():
-            self._dense(chunk)
-        row, at = self._row[mfns >> CHUNK_SHIFT], mfns & (CHUNK - 1)
-        self._rows[row, at, 0] = count_info
-        self._rows[row, at, 1] = type_info
+        chunk = self._common_chunk(mfns)
+        chunks = [chunk] if chunk is not None else np.unique(mfns >> CHUNK_SHIFT).tolist()
+        for chunk in chunks:
+            here = slice(None) if len(chunks) == 1 else mfns >> CHUNK_SHIFT == chunk
+            pairs, at = self._dense(chunk), mfns[here] & (CHUNK - 1)
+            pairs[at, 0] = count_info[here]
+            pairs[at, 1] = type_info[here]
 
     def fill(self, start: int, end: int, count_info: int, type_info: int) -> None:
         """Set frames [start, end) to one state.
@@ -162,17 +175,20 @@ class FrameTable:
     def _dense(self, chunk: int) -> Words:
         """The pairs of a chunk, to be changed."""
         row = int(self._row[chunk])
-        if row >= 0:
-            return self._rows[row]
+        if row < 0:
+            row = self._new_row()
+            self._rows[row] = self._whole[chunk]
+            self._row[chunk] = row
+        pairs: Words = self._rows[row]
+        return pairs
+
+    def _new_row(self) -> int:
         if self._nr_rows == len(self._rows):
             grown = np.empty((max(4, len(self._rows) * 3 // 2), CHUNK, 2), np.uint64)
             grown[: self._nr_rows] = self._rows[: self._nr_rows]
             self._rows = grown
-        row = self._nr_rows
-        self._rows[row] = self._whole[chunk]
-        self._row[chunk] = row
         self._nr_rows += 1
-        return self._rows[row]
+        return self._nr_rows - 1
 
     def _release(self, chunk: int) -> None:
         """Forget the row of a chunk; the last row takes its place."""
