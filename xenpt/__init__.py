@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from xenpt.inputs.kernel import Kernel, default_kernel, read_kernel
     from xenpt.plan import Plan, plan_dom0
     from xenpt.units import pages, sizes
-    from xenpt.xen.dom0 import Domain, build
+    from xenpt.xen import build
+    from xenpt.xen.dom0 import Domain
     from xenpt.xen.domu import Domu, build_domu
 
     __version__: str
@@ -36,7 +37,7 @@ _HOMES = {
     "Initrd": "inputs.initrd",
     "Kernel": "inputs.kernel",
     "Plan": "plan",
-    "build": "xen.dom0",
+    "build": "xen",
     "build_domu": "xen.domu",
     "default_kernel": "inputs.kernel",
     "pages": "units",

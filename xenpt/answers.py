@@ -2,7 +2,6 @@
 """What each command does: options of the command line -> an answer, as data and as a report."""
 
 import re
-import stat
 from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -19,8 +18,10 @@ from xenpt.boottexts import (
     panic_report,
     stream_report,
 )
-from xenpt.errors import InputError, UsageError
+from xenpt.domuplan import plan_domu
+from xenpt.errors import UsageError
 from xenpt.inputs.config import LEAF_SIZES, Host, read_e820
+from xenpt.inputs.initrd import Initrd, read_initrd
 from xenpt.inputs.kernel import Kernel, default_kernel, read_kernel
 from xenpt.linux import PROFILES, SEED, Boot, LinuxRules, free_initial_p2m, with_rules
 from xenpt.linux.state import LinuxPanic
@@ -30,12 +31,14 @@ from xenpt.plan import Plan, plan_dom0
 from xenpt.report import Report, progress_bar
 from xenpt.texts import kernel_report, plan_report
 from xenpt.units import pages, parse_size
-from xenpt.xen.dom0 import build
+from xenpt.xen import build
+from xenpt.xen.dom0 import Domain, setup_pv_physmap
 
 YES, NO = 0, 1  # exit statuses
 FOUNDING_SIZE = "600G"
 SWEEP_SIZES = ("64G", "512G", "600G", "1T", "4T", "12T")
-BUILDER_LEAVES = {"toolstack": "4k", "dom0": "1g"}  # largest leaf that each uses for the list
+#: Who builds a guest, with the largest leaf that each uses for the P->M list.
+BUILDERS = {"toolstack": Host(superpages="4k"), "dom0": Host(superpages="1g")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +103,7 @@ def cleanup(options: Namespace) -> Answer:
     except LinuxPanic as panic:
         data = {"profile": rules.name, **_chosen(planned), "panic": str(panic)}
         return Answer(data, panic_report(planned, rules.name, str(panic)), NO)
-    others = [_plan(options, leaf) for leaf in LEAF_SIZES if planned.list_outside]
-    variants = [
-        _freed(other, rules)
-        for other in others
-        if other.host.superpages != planned.host.superpages and not other.panic
-    ]
+    variants = list(_variants(freed.domain, rules))
     data = {
         **freed.cleanup.as_dict(),
         **_chosen(planned),
@@ -120,7 +118,7 @@ def founding_question(_: Namespace) -> Answer:
     image, nr_pages = default_kernel(), pages(FOUNDING_SIZE)
     without = plan_dom0(replace(image, init_p2m=None), nr_pages=nr_pages)
     booted = Boot(build(plan_dom0(image, nr_pages=nr_pages)), rules=SEED).run()
-    sweep = {leaf: list(_small_sweep(image, leaf)) for leaf in BUILDER_LEAVES.values()}
+    sweep = {builder: list(_small_sweep(image, builder)) for builder in BUILDERS}
     with_note = booted.as_dict()
     data = {
         "without_init_p2m": _panicked_boot(without),
@@ -129,25 +127,40 @@ def founding_question(_: Namespace) -> Answer:
             {
                 "nr_pages": freed.plan.nr_pages,
                 **freed.cleanup.as_dict(),
-                **_chosen(freed.plan, builder),
+                **_chosen(freed.plan),
                 "measured_walk_seconds": freed.walk_seconds,
             }
-            for builder, leaf in BUILDER_LEAVES.items()
-            for freed in sweep[leaf]
+            for builder in BUILDERS
+            for freed in sweep[builder]
         ],
         "modelled": timing.constants(),
     }
     return Answer(data, founding_report(without, booted, with_note["beyond"], sweep))
 
 
-def _small_sweep(image: Kernel, leaf: str) -> Iterator[Freed]:
+def _small_sweep(image: Kernel, builder: str) -> Iterator[Freed]:
     for size in SWEEP_SIZES:
-        yield _freed(plan_dom0(image, Host(superpages=leaf), nr_pages=pages(size)), SEED)
+        planner = plan_domu if builder == "toolstack" else plan_dom0
+        yield _freed(planner(image, BUILDERS[builder], nr_pages=pages(size)), SEED)
 
 
 def _freed(planned: Plan, rules: LinuxRules) -> Freed:
     domain = build(planned)
-    return Freed(planned, free_initial_p2m(domain, rules=rules), walk_seconds(domain))
+    return Freed(domain, free_initial_p2m(domain, rules=rules), walk_seconds(domain))
+
+
+def _variants(domain: Domain, rules: LinuxRules) -> Iterator[Freed]:
+    """The same domain with other leaves: what would they change? Those that have room for it."""
+    plan = domain.plan
+    for leaf in LEAF_SIZES if plan.list_outside else ():
+        if leaf == plan.host.superpages:
+            continue
+        other = replace(plan, host=replace(plan.host, superpages=leaf))
+        mapping = setup_pv_physmap(other, domain.initial)
+        if plan.first_p2m_pfn + mapping.nr_pages + mapping.nr_tables() <= plan.nr_pages:
+            freed = free_initial_p2m(domain, rules=rules, mapping=mapping)
+            remapped = replace(domain, plan=other, p2m_map=mapping)
+            yield Freed(remapped, freed, walk_seconds(remapped))
 
 
 def _panicked_boot(planned: Plan) -> dict[str, Any]:
@@ -163,26 +176,47 @@ def _panicked_boot(planned: Plan) -> dict[str, Any]:
     }
 
 
-def _chosen(planned: Plan, builder: str = "dom0") -> dict[str, Any]:
+def _chosen(planned: Plan) -> dict[str, Any]:
     """What tells one cleanup from another, besides the profile."""
-    return {"builder": builder, "p2m_leaf": planned.host.superpages}
+    return {"builder": planned.guest.builder, "p2m_leaf": planned.host.superpages}
 
 
 # --- Options -> objects ------------------------------------------------------------------------
 
 
-def _plan(options: Namespace, leaf: str | None = None) -> Plan:
-    """The plan that the options ask for, or the same with another largest leaf."""
-    host = _host(options, leaf or options.p2m_leaf)
+def _plan(options: Namespace) -> Plan:
+    """The plan that the options ask for."""
+    if options.builder == "toolstack":
+        return _domu_plan(options)
+    host = _host(options)
     if host.map is None and options.memory is None:
         wanted = "--dom0-mem needs" if options.dom0_mem else "give MEMORY, such as 600G, or"
         raise UsageError(f"{wanted} the host's memory: --host SIZE or --e820 FILE")
+    initrd = _initrd(options.initrd)
     return plan_dom0(
         _guest_kernel(options),
         host,
         nr_pages=None if options.memory is None else pages(options.memory),
         dom0_mem=options.dom0_mem,
-        initrd_bytes=_initrd_bytes(options.initrd),
+        initrd_bytes=None if initrd is None else initrd.nr_bytes,
+    )
+
+
+def _domu_plan(options: Namespace) -> Plan:
+    """What the toolstack makes of a guest; nothing of it depends on the host's memory."""
+    for name, unset in (("host", None), ("dom0_mem", None), ("e820", "flat")):
+        if getattr(options, name) != unset:
+            option = name.replace("_", "-")
+            raise UsageError(f"--{option}: only for --builder dom0")
+    if options.p2m_leaf not in ("auto", "4k"):
+        raise UsageError(f"--p2m-leaf {options.p2m_leaf}: the toolstack uses 4k, and no other")
+    if options.memory is None:
+        raise UsageError("give MEMORY, such as 600G")
+    return plan_domu(
+        _guest_kernel(options),
+        replace(BUILDERS["toolstack"], xen=options.xen),
+        nr_pages=pages(options.memory),
+        initrd=_initrd(options.initrd),
     )
 
 
@@ -193,11 +227,12 @@ def _rules(options: Namespace) -> LinuxRules:
     return with_rules(PROFILES[profile], options.rule)
 
 
-def _host(options: Namespace, leaf: str) -> Host:
+def _host(options: Namespace) -> Host:
+    auto = BUILDERS["dom0"].superpages
     return Host(
         xen=options.xen,
         memory=None if options.host is None else pages(options.host),
-        superpages=BUILDER_LEAVES[options.builder] if leaf == "auto" else leaf,
+        superpages=auto if options.p2m_leaf == "auto" else options.p2m_leaf,
         e820=None if options.e820 == "flat" else read_e820(options.e820),
     )
 
@@ -215,18 +250,12 @@ def _read_kernel(path: str | None, system_map: str | None) -> Kernel:
     return default_kernel()
 
 
-def _initrd_bytes(text: str | None) -> int | None:
-    """Length of an initrd: a number of bytes, a file's length, or a size such as 40M."""
+def _initrd(text: str | None) -> Initrd | None:
+    """An initrd: a file, or just its length, as a number of bytes or a size such as 40M."""
     if text is None:
         return None
     if re.fullmatch(r"[0-9]+", text):
-        return int(text)
-    try:
-        found = Path(text).stat()
-    except (OSError, ValueError) as error:
-        if re.match(r"[0-9]", text):
-            return parse_size(text)
-        raise InputError(text, getattr(error, "strerror", None) or str(error)) from None
-    if not stat.S_ISREG(found.st_mode):
-        raise InputError(text, "not a regular file")
-    return found.st_size
+        return Initrd(int(text))
+    if re.match(r"[0-9]", text) and not Path(text).exists():
+        return Initrd(parse_size(text))
+    return read_initrd(text)

@@ -13,17 +13,18 @@ from xenpt.plan import Plan
 from xenpt.report import BAD, GOOD, NOTE, TITLE, Line, Prose, Report, Table
 from xenpt.texts import LEAVES, beyond_report, plan_report
 from xenpt.units import format_address, format_pages, format_size
+from xenpt.xen.dom0 import Domain
 
 SHOWN_TYPES = ("mmu_update", "update_va_mapping", "mmuext_op")
 BUILT_BY = {
-    "4k": "4 KiB pages, as the toolstack maps it",
-    "1g": "1 GiB and 2 MiB pages, as Xen's dom0 builder maps it",
+    "toolstack": "4 KiB pages, as the toolstack maps it",
+    "dom0": "1 GiB and 2 MiB pages, as Xen's dom0 builder maps it",
 }
 NEXT = "Next:  xenpt plan 600G   xenpt boot 1T   xenpt cleanup 4G   xenpt kernel VMLINUZ"
 
 
 def panic_report(plan: Plan, profile: str, panic: str | None = None) -> Report:
-    """Xen does not build this dom0, and Linux never runs; or Linux gives up with `panic`."""
+    """Nobody builds this guest, and Linux never runs; or Linux gives up with `panic`."""
     report: Report = [Line(f"panics: {_guest(plan, profile)}", BAD), Line(), *plan_report(plan)]
     return report if panic is None else [*report, Line(), Prose(panic, BAD)]
 
@@ -62,11 +63,16 @@ def stream_report(streamed: StreamedBoot | None, seconds: float, threads: int) -
 
 
 class Freed(NamedTuple):
-    """A plan, what freeing its list costs, and seconds that walking its tables took us here."""
+    """A domain, what freeing its list costs, and seconds that walking its tables took us here."""
 
-    plan: Plan
+    domain: Domain
     cleanup: Cleanup
     walk_seconds: float | None
+
+    @property
+    def plan(self) -> Plan:
+        """Of the domain."""
+        return self.domain.plan
 
     @property
     def cost(self) -> Cost:
@@ -123,7 +129,7 @@ def founding_report(
     """The question that began it: a dom0 of 600 GiB, and what freeing its list costs.
 
     :param beyond: limits that the boot passes
-    :param sweep: by largest leaf, one for each size
+    :param sweep: by builder, one for each size
     """
     plan = boot.domain.plan
     report: Report = [
@@ -136,8 +142,8 @@ def founding_report(
         *(Line(text) for text in str(plan)[str(plan).index("VIRTUAL") :].splitlines()),
         Line(),
     ]
-    for leaf, rows in sweep.items():
-        report += [Line(f"Freeing a list in {BUILT_BY[leaf]}:", TITLE)]
+    for builder, rows in sweep.items():
+        report += [Line(f"Freeing a list in {BUILT_BY[builder]}:", TITLE)]
         report += [_sweep_table(rows), Line()]
     return [*report, *_time_notes(), Line(), Line(NEXT, NOTE)]
 
@@ -179,8 +185,9 @@ def _sweep_table(rows: Sequence[Freed]) -> Table:
 
 
 def _guest(plan: Plan, profile: str) -> str:
+    who = "dom0" if plan.guest.builder == "dom0" else "guest of the toolstack"
     return (
-        f"dom0 of {format_pages(plan.nr_pages)} ({plan.nr_pages:,} pages), "
+        f"{who} of {format_pages(plan.nr_pages)} ({plan.nr_pages:,} pages), "
         f"Linux {profile} on Xen {plan.host.xen}"
     )
 

@@ -195,7 +195,12 @@ def parser() -> Parser:
 
 def _add_guest_options(command: Parser) -> None:
     xen = command.add_argument_group("who builds the guest")
-    xen.add_argument("--builder", choices=("dom0",), default="dom0", help="Xen's own, for dom0")
+    xen.add_argument(
+        "--builder",
+        choices=("dom0", "toolstack"),
+        default="dom0",
+        help="Xen's own, for dom0 (default), or the toolstack's library, for every other guest",
+    )
     xen.add_argument("--xen", metavar="VERSION", default="4.17", help="default: 4.17")
     xen.add_argument(
         "--p2m-leaf",

@@ -51,6 +51,10 @@ class DomuPlan(Plan):
         """Entries of the list: pfns up to the end of the last range."""
         return self.pfn_ranges[-1][1]
 
+    def as_dict(self) -> dict[str, Any]:
+        """The `plan` JSON object, and `warnings`; `super()` does not work in a slotted class."""
+        return Plan.as_dict(self) | {"warnings": list(self.warnings)}
+
     def __str__(self) -> str:
         """The library's detail lines, what it does not say, and why it gives up."""
         warnings = [f"warning: {text}" for text in self.warnings]

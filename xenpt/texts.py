@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from xenpt.abi import XENFEATURES
+from xenpt.domuplan import DomuPlan
 from xenpt.inputs.kernel import Kernel
 from xenpt.output import printable
 from xenpt.plan import Plan
@@ -78,7 +79,7 @@ def _note(value: Any) -> str:
 
 
 def plan_report(plan: Plan) -> Report:
-    """Xen's own lines about a dom0, and what they leave out."""
+    """The builder's own lines about a guest, and what they leave out."""
     report: Report = [
         Line(printable(text), BAD if text == plan.panic else "") for text in str(plan).splitlines()
     ]
@@ -86,7 +87,18 @@ def plan_report(plan: Plan) -> Report:
 
 
 def _in_short(plan: Plan) -> Report:
+    if isinstance(plan, DomuPlan):
+        return _domu_in_short(plan)
     return [Prose(_mapping_in_words(plan)), Prose(_list_in_words(plan))]
+
+
+def _domu_in_short(plan: DomuPlan) -> Report:
+    size = f"The guest has {plan.nr_pages:,} pages = {format_pages(plan.nr_pages)}."
+    if plan.panic:
+        return [Prose(f"{size} The toolstack does not build it.")]
+    nr_bytes = plan.total[1] - plan.total[0]
+    mapping = f"Its initial mapping of {nr_bytes >> 20:,} MiB has {plan.nr_pt_frames} page tables."
+    return [Prose(f"{size} {mapping}"), Prose(_list_in_words(plan))]
 
 
 def _mapping_in_words(plan: Plan) -> str:

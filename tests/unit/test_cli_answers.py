@@ -3,9 +3,6 @@
 
 import json
 import re
-import subprocess
-import sys
-import time
 from dataclasses import replace
 
 import goldendata
@@ -267,12 +264,6 @@ def test_bare_command_sweeps_the_leaves_of_both_builders(answer):
     assert found["modelled"]["instructions_per_page"] == 1470
 
 
-def test_bare_command_takes_less_than_two_seconds():
-    begin = time.monotonic()
-    subprocess.run([sys.executable, "-m", "xenpt"], check=True, stdout=subprocess.DEVNULL)
-    assert time.monotonic() - begin < 2
-
-
 @pytest.mark.parametrize("arguments", [(), ("boot", "1T"), ("cleanup", "1T")])
 def test_answers_for_real_sizes_fit_80_columns(xenpt, arguments):
     _, out = xenpt(*arguments)
@@ -299,3 +290,26 @@ def test_modelled_time_is_that_of_a_real_boot_at_one_instruction_a_nanosecond():
     seconds = (times[-1] - times[0]) / (len(times) - 1)
     assert timing.cleanup_seconds(512) == pytest.approx(seconds / 3, rel=0.001)
     assert (timing.CPI, timing.GHZ) == (1.0, 3.0)
+
+
+def test_toolstack_builds_a_guest_with_a_list_in_4k_pages(answer):
+    """SPEC C5: 1 TiB has 524288 data pages, 1024 L1, 2 L2, 1 L3; F7: seed clears one L4 entry."""
+    found = answer("cleanup", "1T", "--builder", "toolstack", "--linux", "seed")
+    assert (found["builder"], found["p2m_leaf"]) == ("toolstack", "4k")
+    assert found["hypercalls"] == 525316
+    assert found["variants"]["1g"]["hypercalls"] == 524290
+    booted = answer("boot", "4G", "--builder", "toolstack", "--initrd", "4097")
+    assert booted["stages"][0]["hypercalls"] == 16  # SPEC F2: three pages recovered
+    assert booted["plan"]["mod_len"] == 8192  # SPEC C3: whole pages
+    assert booted["plan"]["warnings"] == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--host", "2T"), ("--dom0-mem", "1G"), ("--p2m-leaf", "2m")],
+)
+def test_toolstack_has_nothing_to_do_with_what_only_dom0_has(capsys, options):
+    assert cli.main(["plan", "1G", "--builder", "toolstack", *options]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert options[0] in err

@@ -391,7 +391,7 @@ def test_a_ramdisk_of_more_than_1_gib_is_refused():
 
 def test_json_has_the_keys_of_a_dom0_plan_and_null_for_what_is_not_decided():
     facts = plan_of(default_kernel(), 512 * MIB).as_dict()
-    assert tuple(facts) == JSON_KEYS
+    assert tuple(facts) == (*JSON_KEYS, "warnings")
     json.dumps(facts)
     assert [key for key, value in facts.items() if value is None] == [
         "panic", "dom0_alloc", "pages_to_be_allocated", "initrd",
@@ -399,7 +399,7 @@ def test_json_has_the_keys_of_a_dom0_plan_and_null_for_what_is_not_decided():
     assert facts["p2m"] == [LIST, LIST + 512 * MIB * 8]
     early = plan_of(default_kernel(), 16 * MIB).as_dict()
     known = {key for key, value in early.items() if value is not None}
-    assert known == {"nr_pages", "panic", "kernel", "entry", "magic", "beyond"}
+    assert known == {"nr_pages", "panic", "kernel", "entry", "magic", "beyond", "warnings"}
 
 
 def test_text_is_the_librarys_log_and_its_last_words():

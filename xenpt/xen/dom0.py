@@ -99,7 +99,7 @@ class Domain:
 
 
 def build(plan: Plan, *, p2m: P2M | None = None, shared_info: int = 0) -> Domain:
-    """Build the domain that `plan` lays out.
+    """Build the dom0 that `plan` lays out.
 
     :param p2m: where a real host put the pages; None places them in a modelled host
     :raises PanicError: Xen gives up on this plan
