@@ -2,8 +2,8 @@
 """Every example in the documents is executed, and what the document shows is what comes out.
 
 In a ``pycon`` block that is a doctest. In a ``console`` block it is each ``$ xenpt`` command: its
-output must equal the lines below it, where a line ``...`` stands for any lines; a comment
-``# exit N`` behind the command gives its exit status.
+output must equal the lines below it, where a line ``...`` stands for any lines and ``...`` in a
+line for any text (a time, say); a comment ``# exit N`` behind the command gives its exit status.
 """
 
 import doctest
@@ -53,7 +53,7 @@ def test_command_example(text, document, line):
         words = shlex.split(EXIT.sub("", call))
         assert words[0] == "xenpt", f"{document.name}: only xenpt is run, not {words[0]}"
         done = subprocess.run(
-            [sys.executable, "-m", "xenpt.cli", *words[1:]],
+            [sys.executable, "-m", "xenpt", *words[1:]],
             cwd=ROOT,
             capture_output=True,
             text=True,
@@ -65,9 +65,12 @@ def test_command_example(text, document, line):
 
 
 def matches(expected: str, got: str) -> bool:
-    """Whether `got` is `expected`, where a line ``...`` stands for any number of lines."""
+    """Whether `got` is `expected`: a line ``...`` is any lines, ``...`` in a line is any text."""
     lines = expected.strip("\n").splitlines()
-    pattern = "".join(r"(.*\n)*" if line == "..." else re.escape(line) + r"\n" for line in lines)
+    pattern = "".join(
+        r"(.*\n)*" if line == "..." else re.escape(line).replace(r"\.\.\.", ".*") + r"\n"
+        for line in lines
+    )
     return re.fullmatch(pattern, got.strip("\n") + "\n") is not None
 
 
@@ -78,6 +81,8 @@ def matches(expected: str, got: str) -> bool:
         ("a\n...\nc\n", "a\nb\nb\nc\n", True),
         ("a\n...\n", "a\n", True),
         ("a\n", "a\nb\n", False),
+        ("a 1 ... c\n", "a 1 b b c\n", True),
+        ("a 1 ... c\n", "a 2 b c\n", False),
         ("a\nb\n", "a\n", False),
         ("a.\n", "ab\n", False),
     ],
