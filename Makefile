@@ -10,15 +10,17 @@ RUN_READY = $(VENV)/ready-run
 TEST_READY = $(VENV)/ready-test
 CHECK_READY = $(VENV)/ready-check
 
-.PHONY: help run test check lint types hints debug asan ubsan bench oracle clean
+.PHONY: help run test check lint types hints debug asan ubsan bench bench-counts bench-stages oracle clean
 
 help:
 	@echo 'make run     build into $(VENV) and run the main job: the bare command xenpt'
 	@echo 'make test    run all tests, and every benchmark once, untimed'
 	@echo 'make check   ruff, cython-lint, mypy, stubtest and a build without performance hints'
 	@echo 'make debug   all tests on a build with bounds checks; make asan, make ubsan: with sanitizers'
-	@echo 'make bench   run the benchmarks'
 	@echo 'make oracle  boot real Xen and Linux in QEMU and compare; CASES="512m 8g", quick or all'
+	@echo 'make bench   measure the engine beside its peers; write docs/performance.md'
+	@echo 'make bench-counts   instructions of each loop under callgrind, against the baseline'
+	@echo 'make bench-stages   time each verb over sizes (pytest-benchmark)'
 	@echo 'make clean   remove $(VENV) and everything that was built'
 
 run: $(RUN_READY)
@@ -53,7 +55,16 @@ debug asan ubsan: $(CHECK_READY)
 	XENPT_BUILD=$@ $(VENV)/bin/python setup.py --quiet build --build-base build/$@ --build-lib build/$@/lib
 	$(PRELOAD_$@) PYTHONPATH=build/$@/lib $(VENV)/bin/pytest tests $(wildcard benchmarks) --benchmark-disable
 
+# On a quiet machine: the engine beside its peers, and the page that says so.
 bench: $(TEST_READY)
+	$(PIP) install --editable '.[bench,peers]'
+	$(VENV)/bin/python benchmarks/run.py --output docs/performance.md
+
+# Instruction counts, the same in every run of one build; and how long each verb takes over sizes.
+bench-counts: $(CHECK_READY)
+	$(VENV)/bin/python benchmarks/callgrind.py
+
+bench-stages: $(TEST_READY)
 	$(VENV)/bin/python -m pytest benchmarks --benchmark-only
 
 # Takes Xen and Linux of this machine's suite, into ~/.cache/xenpt; installs nothing.

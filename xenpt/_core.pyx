@@ -19,7 +19,7 @@ cdef extern from *:
 
 cdef const uint64_t FRAME_MASK = <uint64_t>0x000FFFFFFFFFF000
 cdef const uint64_t FRAMES = <uint64_t>0x10000000000  # an entry's frame number has 40 bits
-cdef const uint64_t NOWHERE = <uint64_t>0xFFFFFFFFFFFFFFFFU
+cdef const uint64_t NOWHERE = <uint64_t>0x7FFFFFFFFFFFFFFF  # behind every entry
 
 # Chosen once, when the module is loaded; XENPT_SIMD forces a smaller instruction set.
 cdef const kernels_t *kernels = choose_kernels(os.environ.get("XENPT_SIMD", "").encode())
@@ -124,6 +124,53 @@ cdef void _coalesce(
                 _close(out)
             _append(out, runs[i], size, 1 if tables else size)
     _close(out)
+
+
+def list_runs(const uint64_t[::1] frames not None, uint64_t[:, ::1] out not None) -> int:
+    """Write the runs of a list of frames, holes left out; return how many there are.
+
+    A result above the rows of `out` means that it was too small: call again with that many.
+
+    :param frames: frame of number 0, 1, ...; one of more than 40 bits is a hole
+    :param out: rows (number, frame, step, nr), step 1 or -1
+    :raises ValueError: `out` has not four columns
+    """
+    if out.shape[1] != 4:
+        raise ValueError("list_runs: out must have four columns")
+    if frames.shape[0] == 0:
+        return 0
+    cdef Py_ssize_t nr
+    with nogil:
+        nr = _list_runs(&frames[0], frames.shape[0], out)
+    return nr
+
+
+cdef Py_ssize_t _list_runs(
+    const uint64_t *frames, Py_ssize_t n, uint64_t[:, ::1] out
+) noexcept nogil:
+    """Long runs at the speed of memory; short ones are bound by the branch at each end."""
+    cdef Py_ssize_t i = 0, nr, k = 0
+    cdef uint64_t step
+    while i < n:
+        if frames[i] >= FRAMES:
+            i += 1
+            continue
+        nr, step = 1, 1
+        if i + 1 < n and frames[i + 1] < FRAMES:
+            step = frames[i + 1] - frames[i]
+            if step + 1 > 2 or step == 0:  # neither 1 nor -1
+                step = 1
+            elif i + 2 == n or frames[i + 2] != frames[i + 1] + step:
+                nr = 2
+            else:
+                nr = kernels.match(frames + i, n - i, frames[i], step)
+                while not _is_line(frames[i], nr, step):
+                    nr -= 1
+        if k < out.shape[0]:
+            out[k, 0], out[k, 1], out[k, 2], out[k, 3] = i, frames[i], step, nr
+        k += 1
+        i += nr
+    return k
 
 
 # --- Build ---------------------------------------------------------------------------------------

@@ -71,6 +71,23 @@ def coalesce(runs: _Words, out: _Words, tables: bool, within: bool) -> int:
     return grown.write(out)
 
 
+def list_runs(frames: _Words, out: _Words) -> int:
+    rows: list[list[int]] = []
+    for number, frame in enumerate(frames.tolist()):
+        if frame >> 40:
+            continue
+        last = rows[-1] if rows else None
+        if last and last[0] + last[3] == number:
+            step = frame - last[1] if last[3] == 1 else last[2]
+            if step in (1, -1) and last[1] + last[3] * step == frame:
+                last[2:] = [step, last[3] + 1]
+                continue
+        rows.append([number, frame, 1, 1])
+    for row, values in zip(out, rows, strict=False):
+        row[:] = [value & WORD for value in values]
+    return len(rows)
+
+
 def fill(pages: _Words, pieces: _Words) -> None:
     for table, slot, nr, frame, step, flags in pieces.tolist():
         for i in range(nr):

@@ -313,14 +313,29 @@ class P2M:
 
     @classmethod
     def from_list(cls, mfns: npt.ArrayLike) -> "P2M":
-        """The runs of a whole P->M list (mfn of pfn 0, 1, ...); INVALID entries are holes."""
-        mfn = np.ascontiguousarray(mfns, np.uint64)
-        held = np.flatnonzero(mfn != np.uint64(INVALID_P2M_ENTRY))
-        pfn, frame = held.astype(np.int64), mfn[held].astype(np.int64)
-        cut = np.flatnonzero((np.diff(pfn) != 1) | (np.diff(frame) != 1)) + 1
-        start = np.concatenate(([0], cut)).astype(np.int64) if len(held) else cut
-        nr = np.diff(np.append(start, len(held)))
-        return cls.from_rows(np.stack((pfn[start], frame[start], np.ones_like(nr), nr), axis=1))
+        """The runs of a whole P->M list (mfn of pfn 0, 1, ...).
+
+        Entries of more than 40 bits (invalid, foreign, identity) are holes.
+
+        :raises MappingError: an mfn occurs twice
+        """
+        frames = np.ascontiguousarray(mfns, np.uint64)
+        runs = np.empty(1024, P2M_RUN)
+        nr = _core.list_runs(frames, words(runs))
+        if nr > len(runs):
+            runs = np.empty(nr, P2M_RUN)
+            _core.list_runs(frames, words(runs))
+        p2m = cls(runs[:nr].copy())
+        p2m.check()
+        return p2m
+
+    def m2p(self) -> Frames:
+        """The M2P as an array, up to the highest mfn; INVALID where not the domain's."""
+        pfn, mfn, step, nr = self._inverse()
+        out = np.full(int((pfn + nr).max(initial=0)), INVALID_P2M_ENTRY, np.uint64)
+        i = np.arange(int(nr.sum())) - np.repeat(np.cumsum(nr) - nr, nr)
+        out[np.repeat(pfn, nr) + i] = (np.repeat(mfn, nr) + i * np.repeat(step, nr)).astype("<u8")
+        return out
 
     @property
     def nr_pages(self) -> int:

@@ -42,6 +42,7 @@ from xenpt.extents import (
     column,
     entry_pages,
     expand,
+    join_ranges,
     run_array,
     sort_tables,
     split_at_tables,
@@ -51,6 +52,7 @@ from xenpt.extents import (
 
 Pages = npt.NDArray[np.uint64]
 HUGE_PAGE_SIZE = 1 << 21
+FEW_RANGES = 1024  # so many cost less than an M2P of the whole host
 FIRST_ROWS = 4096  # of a walk's result; a larger result is fetched by a second walk
 #: Slots of an L4 table that belong to Xen (SPEC A7); its linear map there shows the tables again.
 XEN_SLOTS = (
@@ -211,20 +213,26 @@ class PageTableImage:
 
         :raises EntryError: a superpage lies only partly in the ranges
         """
-        return self._mark(p2m.mfn_ranges(pfn_ranges), clear=PTE_RW, put=0)
+        return self._mark(pfn_ranges, p2m, clear=PTE_RW, put=0)
 
     def mark_writable(self, pfn_ranges: Ranges, p2m: P2M) -> int:
         """Set RW of every leaf whose frame lies in `pfn_ranges`; return the entries changed.
 
         :raises EntryError: a superpage lies only partly in the ranges
         """
-        return self._mark(p2m.mfn_ranges(pfn_ranges), clear=0, put=PTE_RW)
+        return self._mark(pfn_ranges, p2m, clear=0, put=PTE_RW)
 
-    def _mark(self, mfn_ranges: npt.NDArray[np.int64], *, clear: int, put: int) -> int:
-        ranges = np.ascontiguousarray(mfn_ranges).view(np.uint64)
-        return sum(
-            _core.mark(self.pages, self.tables(level), level, ranges, clear, put)
-            for level in range(1, LEVELS)
+    def _mark(self, pfn_ranges: Ranges, p2m: P2M, *, clear: int, put: int) -> int:
+        """Mark by mfns, or entry by entry through the M2P where host memory is in tiny pieces."""
+        mfns = np.ascontiguousarray(p2m.mfn_ranges(pfn_ranges)).view(np.uint64)
+        small, changed = self.tables(1), 0
+        levels = range(1, LEVELS)
+        if len(mfns) > max(len(small), FEW_RANGES):
+            pfns = np.ascontiguousarray(join_ranges(pfn_ranges)).view(np.uint64)
+            changed = _core.mark_gather(self.pages, small, p2m.m2p(), pfns, clear, put)
+            levels = range(2, LEVELS)
+        return changed + sum(
+            _core.mark(self.pages, self.tables(level), level, mfns, clear, put) for level in levels
         )
 
     def walk_to_free(self, vaddr: int, rules: WalkRules, p2m: P2M) -> FreeWalk:

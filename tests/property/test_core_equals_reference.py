@@ -221,3 +221,19 @@ def test_stream(leaves, ranges, nr_tables, data):
 
     core, reference = both(call)
     assert core == reference
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from([1, -1, 0, 2]), st.integers(1, 70))))
+def test_list_runs(cells):
+    hole = [(1 << 64) - 1, 1 << 62, 1 << 40]
+    frames = []
+    for start, step, nr in cells:
+        frames += [hole[start % 3]] if step == 2 else [start + 100 + i * step for i in range(nr)]
+
+    def call(twin):
+        out = np.zeros((len(frames) + 1, 4), np.uint64)
+        nr = twin.list_runs(np.array(frames, np.uint64), out)
+        return nr, out.tolist(), twin.list_runs(np.array(frames, np.uint64), out[:1])
+
+    core, reference = both(call)
+    assert core == reference

@@ -141,3 +141,19 @@ def test_errors_of_an_image():
         image.walk_to_free(0, WalkRules(True, False), P2M_ALL)
     with pytest.raises(EntryError, match="partly"):
         image.mark_read_only([(12, 13)], P2M_ALL)
+
+
+def test_marking_through_the_m2p_equals_marking_by_mfns(monkeypatch):
+    # Host memory page by page in turned order: each pfn range is as many mfn ranges as pages.
+    p2m = P2M.from_rows([[i, 9000 - 2 * i, 1, 1] for i in range(3000)])
+    rows = make_runs([(BASE >> 12, 0, 2900, 1, 1, PAGE)])
+    tables = make_runs(
+        [(BASE >> 12, 2990, 6, 1, 1, TABLE_PROT), (BASE >> 12, 2989, 1, 1, 2, TABLE_PROT)]
+    )
+    by_mfn, gathered = (materialise(Mapping(rows, tables), p2m) for _ in range(2))
+    monkeypatch.setattr("xenpt.image.FEW_RANGES", 10**6)
+    assert by_mfn.mark_read_only([(5, 1500)], p2m) == 1495
+    monkeypatch.setattr("xenpt.image.FEW_RANGES", 0)
+    assert gathered.mark_read_only([(5, 1500)], p2m) == 1495
+    assert gathered.pages.tolist() == by_mfn.pages.tolist()
+    assert p2m.m2p()[9000 - 2 * 7] == 7
