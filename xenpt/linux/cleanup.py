@@ -21,7 +21,7 @@ from xenpt.abi import (
 from xenpt.cost import Cost
 from xenpt.engine import FreeWalk, WalkRules, walk_to_free
 from xenpt.extents import Ints, Mapping, column, join_ranges
-from xenpt.linux.directmap import KERNEL_PTE
+from xenpt.linux.directmap import KERNEL_PTE, frame_flags
 from xenpt.linux.memblock import Memblock, Regions
 from xenpt.linux.pagetable import clean_highmap
 from xenpt.linux.state import PMD_SIZE, RELOCATED_VADDR, BootState, LinuxPanic
@@ -160,7 +160,8 @@ def _issue(
                     hc.mmuext_op(MMUEXT_UNPIN_TABLE, pfn)
             elif level == 1 and not state.rules.cleanup.depth_first:
                 clear_entry(1, int(event["vpn"]) // ENTRIES * ENTRIES)
-            hc.update_va_mapping(state.va(pfn), pfn, KERNEL_PTE, nr=int(event["pages"]))
+            (flags,) = frame_flags(state, np.array([pfn])).tolist()
+            hc.update_va_mapping(state.va(pfn), pfn, flags, nr=int(event["pages"]))
 
 
 def _cleared_levels(state: BootState) -> list[int]:

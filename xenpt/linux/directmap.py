@@ -205,7 +205,7 @@ def _table_rows(new: dict[int, Regions], frames: _Frames, work: _Work) -> Runs:
     origin, _, step = np.array(frames, np.int64)[at].T
     pfn = origin + (rows[:, 3] - bounds[at]) * step
     vpn = (work.state.rules.page_offset >> PAGE_SHIFT) + rows[:, 0]
-    flags = _frame_flags(work.state, pfn)
+    flags = frame_flags(work.state, pfn)
     return run_array(vpn, pfn, rows[:, 1], step, rows[:, 2], flags)
 
 
@@ -233,7 +233,7 @@ def _cut(rows: Ints, cuts: Ints) -> Ints:
     return rows
 
 
-def _frame_flags(state: BootState, pfn: Ints) -> Frames:
+def frame_flags(state: BootState, pfn: Ints) -> Frames:
     """Bits of the entries that map the frames: Xen's own in its L1 tables, else Linux's."""
     flags = np.full(len(pfn), KERNEL_PTE, np.uint64)
     for k in np.flatnonzero(pfn < state.nr_initial_l1 * ENTRIES).tolist():

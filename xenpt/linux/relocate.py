@@ -8,8 +8,11 @@ list and the initrd move to the first free RAM that is large enough. SPEC F3, go
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from xenpt.abi import (
     ENTRIES,
+    LEVELS,
     MMUEXT_INVLPG_LOCAL,
     MMUEXT_PIN_L1_TABLE,
     PAGE_SHIFT,
@@ -20,11 +23,11 @@ from xenpt.abi import (
     pfn_up,
 )
 from xenpt.cost import Cost
-from xenpt.extents import Mapping, make_runs
-from xenpt.linux.directmap import KERNEL_PTE
+from xenpt.extents import Mapping, expand, make_runs, tables_of
+from xenpt.linux.directmap import KERNEL_PTE, frame_flags
 from xenpt.linux.e820 import RAM, in_one_ram_entry
 from xenpt.linux.memblock import Range, Regions
-from xenpt.linux.pagetable import PAGE_KERNEL
+from xenpt.linux.pagetable import PAGE_KERNEL, PAGE_KERNEL_RO
 from xenpt.linux.state import (
     DOM0_DIES,
     RELOCATED_SLOT,
@@ -159,22 +162,28 @@ def _make_tables(state: BootState, hc: Hypercalls, first: Sequence[int], nr: Seq
 
 def _finish_table(state: BootState, hc: Hypercalls, level: int, pfn: int) -> None:
     """End its early mapping; make it read-only, if Xen mapped it; pin it."""
-    _set_early(state, hc, 3 - level, None)
+    _set_early(state, hc, 3 - level, None, flags=0)
     start, end = state.domain.plan.total
     if pfn < min((end - start) >> PAGE_SHIFT, ENTRIES**2):
-        hc.update_va_mapping(state.va(pfn), pfn, KERNEL_PTE & ~PTE_RW)
+        (flags,) = frame_flags(state, np.array([pfn])).tolist()
+        hc.update_va_mapping(state.va(pfn), pfn, flags & ~PTE_RW)
     hc.mmuext_op(MMUEXT_PIN_L1_TABLE + level - 1, pfn)
 
 
 def _set_early(
-    state: BootState, hc: Hypercalls, nest: int, pfn: int | None, *, page: int = 0
+    state: BootState,
+    hc: Hypercalls,
+    nest: int,
+    pfn: int | None,
+    *,
+    flags: int = PAGE_KERNEL,
+    page: int = 0,
 ) -> None:
-    """early_ioremap's entry of one page: `nest` mappings are open; without a frame it is cleared.
+    """early_ioremap's entry of one page: `nest` mappings are open; with flags 0 it is cleared.
 
     The entry's address is a slot of the L1 table bm_pte.
     """
     if state.rules.set_pte_hypercall:
-        flags = 0 if pfn is None else PAGE_KERNEL
         slot = nest * EARLY_SLOT_PAGES + page % EARLY_SLOT_PAGES
         hc.mmu_update(1, state.symbol_pfn("bm_pte"), slot, pfn, flags)
     hc.mmuext_op(MMUEXT_INVLPG_LOCAL)
@@ -182,11 +191,23 @@ def _set_early(
 
 def _look_up_old_list(state: BootState, hc: Hypercalls) -> None:
     """xen_early_virt_to_phys() of the old list: each table on the way is mapped for one read."""
-    found = state.domain.address_space.translate(state.initial_list.vaddr)
-    level = 1 if found is None else found[1]
-    for _ in hc.repeat(5 - level):
-        _set_early(state, hc, 0, None)
-        _set_early(state, hc, 0, None)
+    vaddr = state.initial_list.vaddr
+    found = state.domain.address_space.translate(vaddr)
+    lowest = 1 if found is None else found[1]
+    for level in range(LEVELS, lowest - 1, -1):
+        _set_early(state, hc, 0, _table_on_the_way(state, vaddr, level), flags=PAGE_KERNEL_RO)
+        _set_early(state, hc, 0, None, flags=0)
+
+
+def _table_on_the_way(state: BootState, vaddr: int, level: int) -> int | None:
+    """Frame of the table of `level` by which Linux reaches `vaddr`: its own, or else Xen's."""
+    if level == LEVELS:
+        return state.root_pfn
+    if level > 1 and not state.list_outside:
+        return state.symbol_pfn(f"level{level}_kernel_pgt")
+    vpn = vaddr >> PAGE_SHIFT
+    tables = expand(tables_of(state.domain.address_space.tables, vpn, vpn + 1), tables=True)
+    return int(tables["pfn"][tables["level"] == level][0])
 
 
 def _move_initrd(state: BootState, hc: Hypercalls, old: Range) -> tuple[BootState, Cost]:
@@ -194,11 +215,15 @@ def _move_initrd(state: BootState, hc: Hypercalls, old: Range) -> tuple[BootStat
     size = old[1] - old[0]
     state, new = _claim(state, size, "initrd")
     nr_pages = pfn_up(size)
-    for i in hc.repeat(nr_pages):  # xen_phys_memcpy(): both ends are mapped, 64 pages at a time
-        _set_early(state, hc, 0, (new >> PAGE_SHIFT) + i, page=i)
-        _set_early(state, hc, 1, (old[0] >> PAGE_SHIFT) + i, page=i)
-        _set_early(state, hc, 0, None, page=i)
-        _set_early(state, hc, 1, None, page=i)
+    for done in range(0, nr_pages, EARLY_SLOT_PAGES):  # xen_phys_memcpy()
+        nr = min(nr_pages - done, EARLY_SLOT_PAGES)
+        ends = [(nest, (start >> PAGE_SHIFT) + done) for nest, start in enumerate((new, old[0]))]
+        for nest, pfn in ends:
+            for i in hc.repeat(nr):
+                _set_early(state, hc, nest, pfn + i, page=i)
+        for nest, _ in ends:
+            for i in hc.repeat(nr):
+                _set_early(state, hc, nest, None, flags=0, page=i)
     state = replace(state, memblock=state.memblock.free(*old), initrd=(new, new + size))
     whole = (old[1] >> PAGE_SHIFT) - (old[0] >> PAGE_SHIFT)
     return state, Cost(memblock_free_calls=1, pages_freed=whole)
