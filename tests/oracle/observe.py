@@ -70,7 +70,7 @@ STOPS = (
     Stop("xen_remap_memory", "remap_memory"),
     Stop(None),
 )
-_MODEL_SYMBOLS = *LINUX_SYMBOLS, "xen_remap_buf"
+_MODEL_SYMBOLS = *LINUX_SYMBOLS, "xen_remap_buf", "bm_pte"
 _PAGE_INFO_AT, _PAGE_INFO_BYTES = 0xFFFF82E000000000, 32  # Xen's frame table
 _COUNT_INFO_AT = 8  # in an element; type_info follows
 _WHOLE_LIST_PAGES = 1 << 22
