@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from xenpt.inputs.initrd import Initrd, read_initrd
     from xenpt.inputs.kernel import Kernel, default_kernel, read_kernel
     from xenpt.plan import Plan, plan_dom0
+    from xenpt.scenario import read_scenario
+    from xenpt.sweeps import sweep
+    from xenpt.sweeptable import Sweep
     from xenpt.units import pages, sizes
     from xenpt.xen import build
     from xenpt.xen.dom0 import Domain
@@ -23,9 +26,9 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
-    "Cost", "Domain", "Domu", "DomuPlan", "Guest", "Host", "Initrd", "Kernel", "Plan",
+    "Cost", "Domain", "Domu", "DomuPlan", "Guest", "Host", "Initrd", "Kernel", "Plan", "Sweep",
     "__version__", "build", "build_domu", "default_kernel", "pages", "plan_dom0", "plan_domu",
-    "read_initrd", "read_kernel", "sizes",
+    "read_initrd", "read_kernel", "read_scenario", "sizes", "sweep",
 ]  # fmt: skip
 _HOMES = {
     "Cost": "cost",
@@ -37,6 +40,7 @@ _HOMES = {
     "Initrd": "inputs.initrd",
     "Kernel": "inputs.kernel",
     "Plan": "plan",
+    "Sweep": "sweeptable",
     "build": "xen",
     "build_domu": "xen.domu",
     "default_kernel": "inputs.kernel",
@@ -45,18 +49,17 @@ _HOMES = {
     "plan_domu": "domuplan",
     "read_initrd": "inputs.initrd",
     "read_kernel": "inputs.kernel",
+    "read_scenario": "scenario",
     "sizes": "units",
+    "sweep": "sweeps",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        from importlib.metadata import PackageNotFoundError, version
+        from xenpt.provenance import version
 
-        try:
-            return version("xenpt")
-        except PackageNotFoundError:
-            return "(not installed)"
+        return version()
     if name not in _HOMES:
         raise AttributeError(f"module 'xenpt' has no attribute {name!r}")
     return getattr(import_module(f"xenpt.{_HOMES[name]}"), name)

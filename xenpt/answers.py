@@ -3,13 +3,14 @@
 
 import re
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from xenpt import timing
+from xenpt import sweepcommand, timing
 from xenpt.boottexts import (
     Freed,
     boot_report,
@@ -28,7 +29,10 @@ from xenpt.linux.state import LinuxPanic
 from xenpt.linux.streamed import stream_boot
 from xenpt.measured import walk_seconds
 from xenpt.plan import Plan, plan_dom0
+from xenpt.provenance import cpu_model
 from xenpt.report import Report, progress_bar
+from xenpt.sweeprow import identity
+from xenpt.sweeptexts import sweep_report
 from xenpt.texts import kernel_report, plan_report
 from xenpt.units import pages, parse_size
 from xenpt.xen import build
@@ -48,11 +52,15 @@ class Answer:
     :ivar data: its JSON object
     :ivar report: the same for people
     :ivar status: exit status, YES or NO
+    :ivar contents: the output itself, in a format that only this command has
+    :ivar written: to be called when the output is complete
     """
 
     data: dict[str, Any]
     report: Report
     status: int = YES
+    contents: str | bytes | None = None
+    written: Callable[[], None] = lambda: None
 
 
 def kernel(options: Namespace) -> Answer:
@@ -111,6 +119,26 @@ def cleanup(options: Namespace) -> Answer:
         "variants": {v.plan.host.superpages: v.cleanup.as_dict() for v in variants},
     }
     return Answer(data, cleanup_report(freed, variants))
+
+
+def sweep(options: Namespace) -> Answer:
+    """`xenpt sweep`: how do the costs grow with memory?"""
+    form = sweepcommand.chosen_format(options)
+    options.json = form == "json"
+    found = sweepcommand.run(options)
+    data = {
+        **identity(),
+        "cpu": cpu_model(),
+        "rows": list(found.rows),
+        "growth": found.growth(),
+        "modelled": timing.constants(),
+    }
+    return Answer(
+        data,
+        sweep_report(found),
+        contents=sweepcommand.contents(found, form),
+        written=partial(sweepcommand.finish, options),
+    )
 
 
 def founding_question(_: Namespace) -> Answer:

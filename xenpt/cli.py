@@ -13,11 +13,14 @@ import operator
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from xenpt import output
 from xenpt.errors import StoppedError, UsageError, XenptError
 from xenpt.report import coloured, plain
+
+if TYPE_CHECKING:
+    from xenpt.answers import Answer
 
 #: The commands, by the question that they answer.
 QUESTIONS = {
@@ -27,11 +30,13 @@ QUESTIONS = {
     },
     "What does it cost?": {
         "cleanup": "what does freeing the initial P->M list cost?",
+        "sweep": "how do the costs grow with memory?",
     },
     "What is in this file?": {
         "kernel": "what does this kernel ask of Xen? (ELF or bzImage)",
     },
 }
+ARGUMENTS = {"kernel": "FILE", "sweep": "SCENARIO.toml"}  # of the others: MEMORY
 ABOUT = """\
 Build, boot and tear down the page tables of a Xen PV guest of any size.
 Without a command: the question that began it, answered for a dom0 of 600 GiB.
@@ -73,14 +78,22 @@ def run(arguments: Sequence[str]) -> int:
     with _warnings_as_lines(quiet=options.quiet):
         answer = getattr(answers, options.command)(options)
     path = None if options.output == "-" else options.output
-    if options.json:
-        text = json.dumps(answer.data, indent=2, default=operator.index) + "\n"
-    elif path is None and sys.stdout is not None and sys.stdout.isatty():
-        text = coloured(answer.report)
+    if isinstance(answer.contents, bytes) and path is not None:
+        output.write_file(path, answer.contents)
     else:
-        text = plain(answer.report)
-    output.write(text, path)
+        output.write(_text(answer, json_wanted=options.json, to_file=path is not None), path)
+    answer.written()
     return int(answer.status)
+
+
+def _text(answer: "Answer", *, json_wanted: bool, to_file: bool) -> str:
+    if isinstance(answer.contents, str):
+        return answer.contents
+    if json_wanted:
+        return json.dumps(answer.data, indent=2, default=operator.index) + "\n"
+    if not to_file and sys.stdout is not None and sys.stdout.isatty():
+        return coloured(answer.report)
+    return plain(answer.report)
 
 
 @contextlib.contextmanager
@@ -159,7 +172,7 @@ def parser() -> Parser:
     whole.set_defaults(command="founding_question")
     commands = whole.add_subparsers(metavar="COMMAND", help=argparse.SUPPRESS)
     for name, question in _commands().items():
-        argument = "FILE" if name == "kernel" else "MEMORY"
+        argument = ARGUMENTS.get(name, "MEMORY")
         command = commands.add_parser(
             name,
             prog=f"xenpt {name}",
@@ -178,6 +191,8 @@ def parser() -> Parser:
                 help="ELF, bzImage or JSON; without it, the shipped default kernel",
             )
             _add_system_map(command)
+        elif name == "sweep":
+            _add_sweep_options(command)
         else:
             command.add_argument(
                 "memory",
@@ -230,6 +245,59 @@ def _add_guest_options(command: Parser) -> None:
         metavar="flat|FILE",
         default="flat",
         help="its memory map: one RAM entry (default), or a log that has the map",
+    )
+
+
+def _add_sweep_options(command: Parser) -> None:
+    command.add_argument(
+        "scenario",
+        metavar="SCENARIO.toml",
+        nargs="?",
+        help="a file that says what to sweep, instead of options",
+    )
+    axes = command.add_argument_group("what to sweep: every combination")
+    axes.add_argument(
+        "--memory",
+        metavar="SIZES",
+        help="1G..64T: each doubling (default); 64G,600G,12T: a list",
+    )
+    for name, default in (
+        ("p2m-leaf", "auto; or 4k,2m,1g"),
+        ("linux", "v6.1; or seed,v6.1"),
+        ("builder", "dom0; or dom0,toolstack"),
+        ("xen", "4.17; or 4.14,4.20"),
+    ):
+        axes.add_argument(f"--{name}", metavar="LIST", help=f"default: {default}")
+    axes.add_argument(
+        "--kernel", metavar="FILE", action="append", help="or the word default; may be repeated"
+    )
+    axes.add_argument("--no-init-p2m", action="store_true", help="as if kernels had no such note")
+    axes.add_argument(
+        "--rule",
+        metavar="NAME=VALUE",
+        action="append",
+        help="one flag of each profile changed; may be repeated",
+    )
+    axes.add_argument("--initrd", metavar="BYTES", type=int, help="length of the initial ramdisk")
+    axes.add_argument("--host", metavar="SIZES", help="memory of the host, as --memory")
+    axes.add_argument(
+        "--dom0-mem", metavar="SPEC", action="append", help="Xen's option; may be repeated"
+    )
+    axes.add_argument("--e820", metavar="FILE", help="the host's memory map, from a log")
+    run = command.add_argument_group("how to run it")
+    run.add_argument(
+        "--resume", action="store_true", help="go on with the rows of FILE.partial (with -o FILE)"
+    )
+    run.add_argument(
+        "--workers", metavar="N", type=int, default=0, help="share the work among N processes"
+    )
+    run.add_argument(
+        "--scheduler", metavar="tcp://HOST:PORT", help="share it among a dask scheduler's workers"
+    )
+    run.add_argument(
+        "--format",
+        choices=("text", "json", "jsonl", "csv", "parquet"),
+        help="default: by the name of the output file, or text",
     )
 
 

@@ -81,6 +81,21 @@ class OutputError(XenptError):
         super().__init__(f"{target}: {reason}")
 
 
+class MissingExtraError(XenptError, ImportError):
+    """A package that only some uses need is not installed; the message names the extra to install.
+
+    :ivar package: its name
+    """
+
+    def __init__(self, package: str, extra: str) -> None:
+        self.package = package
+        super().__init__(f"{package} is not installed: pip install 'xenpt[{extra}]'")
+
+
+class ClusterError(XenptError):
+    """Workers that cannot be had, went away for good, or run another xenpt."""
+
+
 class StoppedError(BaseException):
     """A signal asked to stop; like KeyboardInterrupt, it is no Exception.
 

@@ -65,7 +65,7 @@ def _write_all(stream: TextIO, text: str) -> None:
         rest = rest[os.write(descriptor, rest) :]
 
 
-def write_file(path: str, text: str) -> None:
+def write_file(path: str, text: str | bytes) -> None:
     """Replace the file `path` by one that holds `text`; until then it stays as it was.
 
     A symbolic link stays one, and a file keeps its mode. What is no regular file (a device, a
@@ -74,13 +74,14 @@ def write_file(path: str, text: str) -> None:
     :raises OutputError: see `write`
     """
     try:
+        content = text.encode() if isinstance(text, str) else text
         target = Path(path).resolve()
         mode = _mode(target)
         if mode is not None and not stat.S_ISREG(mode):
-            with open(target, "w", encoding="utf-8") as device:
-                device.write(text)
+            with open(target, "wb") as device:
+                device.write(content)
         else:
-            _replace(target, text, mode)
+            _replace(target, content, mode)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         raise OutputError(path, _reason(error)) from error
 
@@ -99,14 +100,14 @@ def _mode(target: Path) -> int | None:
     return mode
 
 
-def _replace(target: Path, text: str, mode: int | None) -> None:
+def _replace(target: Path, content: bytes, mode: int | None) -> None:
     temporary = target.with_name(f".{target.name[:60]}.{secrets.token_hex(4)}.tmp")
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        with open(os.open(temporary, flags, 0o666), "w", encoding="utf-8") as file:
+        with open(os.open(temporary, flags, 0o666), "wb") as file:
             if mode is not None:
                 os.fchmod(file.fileno(), stat.S_IMODE(mode))
-            file.write(text)
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(target)

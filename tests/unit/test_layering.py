@@ -14,18 +14,23 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "xenpt"
+# fmt: off
 ROWS = (
-    ("errors", "abi", "units", "cost", "timing"),
+    ("errors", "abi", "units", "cost", "timing", "provenance", "output"),
     ("_core", "_reference"),
     ("inputs", "inputs.*"),
     ("plan", "arrangement", "dom0size", "eras", "layout", "listshape", "panics", "domu*"),
     ("extents", "image", "engine", "stream"),
     ("xen", "xen.*"),
     ("linux", "linux.*"),
-    ("explain", "capacity", "sweep", "measured"),
+    (
+        "explain", "capacity", "measured", "scenario", "journal", "cluster", "sweeprow",
+        "sweeptable", "sweeps",
+    ),
     ("",),  # xenpt/__init__.py: the names that a user imports
-    ("output", "report", "texts", "boottexts", "answers", "cli", "__main__"),
+    ("report", "texts", "boottexts", "sweeptexts", "sweepcommand", "answers", "cli", "__main__"),
 )
+# fmt: on
 PRINTING_ROWS = {9}
 CORE_DEPENDENCIES = {"numpy", "rich"}
 

@@ -115,14 +115,16 @@ class Boot:
         calls = None if hc.log is None else tuple(hc.log)
         self.results.append(StageResult(stage.value, outcome, hc.mmuext, calls))
 
-    def _beyond(self) -> list[dict[str, Any]]:
-        """The profile's own limit of use, if the domain is larger."""
+    @property
+    def beyond(self) -> list[dict[str, Any]]:
+        """Limits that the domain passes: those of its plan, and the profile's own limit of use."""
+        passed = list(self.domain.plan.beyond)
         limit = self.state.page_limit
-        if limit >= MAXMEM_PAGES or self.state.nr_pages <= limit:  # the plan speaks of the former
-            return []
-        text = f"pages of a domain that Linux {self.rules.name} uses"
-        source = "Linux: xen_memory_setup() in arch/x86/xen/setup.c"
-        return [{"limit": text, "value": limit, "source": source}]
+        if limit < MAXMEM_PAGES and self.state.nr_pages > limit:  # the plan speaks of MAXMEM
+            text = f"pages of a domain that Linux {self.rules.name} uses"
+            source = "Linux: xen_memory_setup() in arch/x86/xen/setup.c"
+            passed.append({"limit": text, "value": limit, "source": source})
+        return passed
 
     @cached_property
     def variants(self) -> dict[str, Cleanup]:
@@ -161,7 +163,7 @@ class Boot:
                 point: memblock.as_dict() if (memblock := self._memblock.get(point)) else None
                 for point in ("setup", "cleanup")
             },
-            "beyond": [*plan["beyond"], *self._beyond()],
+            "beyond": self.beyond,
         }
 
 

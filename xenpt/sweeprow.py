@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One row of a sweep: where it is from, what was asked, what was counted, what was modelled.
+
+The columns are flat, so that a row is the same in JSON Lines, CSV and Parquet; their names are
+those of the `plan`, `boot` and `cleanup` JSON objects. Absent is None: nothing is counted of a
+guest that does not boot but its plan.
+"""
+
+from typing import Any, Final
+
+from xenpt import timing
+from xenpt.cost import HYPERCALL_TYPES
+from xenpt.linux import Boot, Stage
+from xenpt.plan import Plan
+from xenpt.provenance import commit, cpu_model, version
+from xenpt.scenario import Case
+from xenpt.xen import build
+
+SCHEMA: Final = 1  # of these columns; raised when one changes its meaning
+Row = dict[str, Any]
+
+_IDENTITY: Final = {"schema": int, "xenpt": str, "commit": str, "cpu": str, "input_hash": str}
+INPUTS: Final = {
+    "group": str, "kernel": str, "init_p2m": bool, "xen": str, "linux": str, "builder": str,
+    "p2m_leaf": str, "host_pages": int, "e820": str, "dom0_mem": str, "initrd_bytes": int,
+    "memory_pages": int,
+}  # fmt: skip
+_VERDICT: Final = {"verdict": str, "panic": str, "beyond": str, "nr_pages": int}
+_PLAN: Final = (
+    "list_bytes", "nr_pt_frames", "nr_p2m_frames", "p2m_tables_l1", "p2m_tables_l2",
+    "p2m_tables_l3", "p2m_leaves_4k", "p2m_leaves_2m", "p2m_leaves_1g",
+)  # fmt: skip
+_CLEANUP: Final = (
+    "hypercalls", "update_va_mapping", "set_l2", "set_l3", "set_l4", "unpin",
+    "memblock_free_calls", "pages_freed", "pages_leaked", "tables_freed_l1", "tables_freed_l2",
+    "tables_freed_l3", "entries_read_l1", "entries_read_l2", "entries_read_l3", "lookup_reads",
+)  # fmt: skip
+_COUNTS: Final = (
+    *_PLAN,
+    "boot_hypercalls",
+    *(f"boot_{kind}" for kind in HYPERCALL_TYPES),
+    *(f"{stage.value}_hypercalls" for stage in Stage),
+    *(f"cleanup_{name}" for name in _CLEANUP),
+)
+RESULTS: Final = _VERDICT | dict.fromkeys(_COUNTS, int)
+_MODELLED: Final = {"cleanup_seconds_modelled": float} | {
+    f"model_{name}": type(value) for name, value in timing.constants().items()
+}
+#: Every column in its order, and the type of its values.
+COLUMNS: Final[dict[str, type]] = _IDENTITY | INPUTS | RESULTS | _MODELLED
+
+
+def identity() -> Row:
+    """What rows have in common that one state of the code computes on one machine."""
+    return {"schema": SCHEMA, "xenpt": version(), "commit": commit()}
+
+
+def row_of(case: Case, results: Row) -> Row:
+    """The whole row of a case from what `measure` found, wherever that ran."""
+    made_writable = results["cleanup_update_va_mapping"]
+    # Of a list inside the initial mapping, the constant says nothing.
+    seconds = timing.cleanup_seconds(made_writable) if made_writable else None
+    constants = {f"model_{name}": value for name, value in timing.constants().items()}
+    return {
+        **identity(),
+        "cpu": cpu_model(),
+        "input_hash": case.input_hash,
+        **case.inputs,
+        **results,
+        "cleanup_seconds_modelled": seconds,
+        **constants,
+    }
+
+
+def measure(case: Case) -> Row:
+    """Build and boot one guest on extents, and count; the columns from `verdict` on.
+
+    :raises UsageError: as plan_dom0
+    """
+    plan = case.plan()
+    found: Row = dict.fromkeys(RESULTS)
+    found |= {"verdict": "panics", "panic": plan.panic, "nr_pages": plan.nr_pages}
+    found |= _plan_counts(plan)
+    beyond = plan.beyond
+    if not plan.panic:
+        boot = Boot(build(plan), rules=case.rules, e820=plan.host.map).run()
+        beyond = tuple(boot.beyond)
+        found |= {"verdict": boot.verdict, "panic": boot.panic}
+        if not boot.panic:
+            found |= _boot_counts(boot)
+    found["beyond"] = "; ".join(str(limit["limit"]) for limit in beyond)
+    return {name: _plain(found[name], kind) for name, kind in RESULTS.items()}
+
+
+def _plan_counts(plan: Plan) -> Row:
+    facts = plan.as_dict()
+    counts = {"list_bytes": facts["p2m"] and plan.p2m[1] - plan.p2m[0]}
+    for name in ("nr_pt_frames", "nr_p2m_frames", "p2m_tables", "p2m_leaves"):
+        if facts[name] is not None:
+            counts |= _flat(name, facts[name])
+    return counts
+
+
+def _boot_counts(boot: Boot) -> Row:
+    counts = {"boot_hypercalls": boot.cost.hypercalls} | _flat("boot", boot.cost.by_type)
+    for result in boot.results:
+        counts[f"{result.name}_hypercalls"] = result.cost.hypercalls
+    if boot.cleanup is not None:
+        counts |= _flat("cleanup", boot.cleanup.as_dict())
+        del counts["cleanup_profile"]
+    return counts
+
+
+def _flat(name: str, value: Any) -> Row:
+    if not isinstance(value, dict):
+        return {name: value}
+    return {key: v for k, item in value.items() for key, v in _flat(f"{name}_{k}", item).items()}
+
+
+def _plain(value: Any, kind: type) -> Any:
+    return None if value is None else kind(value)

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`sweep`: the costs of many guests, computed here or on many machines, and kept as they come."""
+
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+from xenpt.cluster import compute_on_cluster
+from xenpt.errors import UsageError
+from xenpt.inputs.kernel import default_kernel
+from xenpt.journal import Journal
+from xenpt.plan import Plan
+from xenpt.scenario import Case, case_of_plan, checked, expand, unique
+from xenpt.sweeprow import COLUMNS, Row, identity, measure, row_of
+from xenpt.sweeptable import Sweep
+
+#: Called with the number of rows that are done, and that of all.
+Progress = Callable[[int, int], None]
+#: What an axis may be given as: one value, or many.
+Values = Any
+
+
+def sweep(
+    base: Plan | Sequence[Case] | None = None,
+    *,
+    journal: str | Path | None = None,
+    resume: bool = False,
+    workers: int = 0,
+    scheduler: str | None = None,
+    progress: Progress | None = None,
+    **axes: Values,
+) -> Sweep:
+    """The costs of every combination of the axes' values.
+
+    :param base: what holds where no axis says otherwise, or the cases of read_scenario()
+    :param axes: one value or several of each: nr_pages, p2m_leaf, linux, xen, kernel, init_p2m,
+        builder, host_pages, dom0_mem, initrd_bytes, e820
+    :param journal: keep the rows in this file as they come
+    :param resume: take the rows that it has already
+    :param workers: processes of this machine that share the work; 0 for none but this one
+    :param scheduler: address of a dask scheduler whose workers share the work
+    :raises UsageError: values without meaning, or rows in the journal of another xenpt
+    :raises ClusterError: the workers cannot be had, or run another xenpt
+    """
+    cases = _cases(base, axes)
+    done: dict[str, Row] = {}
+    with ExitStack() as open_files:
+        kept: Journal | None = None
+        if journal is not None:
+            kept = open_files.enter_context(Journal(journal, resume=resume))
+            done = _known_rows(kept, cases)
+        todo = [case for case in cases if case.input_hash not in done]
+        if progress:
+            progress(len(done), len(cases))
+        computed = open_files.enter_context(closing(_compute(todo, workers, scheduler)))
+        for case, results in computed:
+            row = row_of(case, results)
+            if kept:
+                kept.append(row)
+            done[case.input_hash] = row
+            if progress:
+                progress(len(done), len(cases))
+    return Sweep(tuple(done[case.input_hash] for case in cases))
+
+
+def _cases(base: Plan | Sequence[Case] | None, axes: dict[str, Values]) -> list[Case]:
+    if base is not None and not isinstance(base, Plan):
+        if axes:
+            raise UsageError(f"the cases are given already: leave out {', '.join(axes)}")
+        return checked(unique(base))
+    if base is None:
+        axes = {"p2m_leaf": "auto"} | axes
+    one = Case(default_kernel()) if base is None else case_of_plan(base)
+    return checked(expand(one, {name: _listed(values) for name, values in axes.items()}))
+
+
+def _listed(values: Values) -> list[Any]:
+    """A list of one value, or of many; a tuple is one value, such as a kernel and its name."""
+    one = isinstance(values, str | tuple) or not isinstance(values, Iterable)
+    return [values] if one else list(values)
+
+
+def _known_rows(journal: Journal, cases: Sequence[Case]) -> dict[str, Row]:
+    """Rows of these cases in the journal.
+
+    :raises UsageError: another xenpt wrote them
+    """
+    wanted = {case.input_hash for case in cases}
+    rows = {key: row for key, row in journal.rows.items() if key in wanted}
+    ours = identity()
+    for row in rows.values():
+        for name, value in ours.items():
+            if row.get(name) != value:
+                raise UsageError(
+                    f"{journal.path}: its rows are of {name} {row.get(name)}, not {value}: "
+                    "remove the file to begin anew"
+                )
+        if list(row) != list(COLUMNS):
+            raise UsageError(f"{journal.path}: its rows have other columns")
+    return rows
+
+
+def _compute(
+    cases: Sequence[Case], workers: int, scheduler: str | None
+) -> Generator[tuple[Case, Row]]:
+    """Each case with its results, in any order."""
+    if not cases or (workers == 0 and scheduler is None):
+        return ((case, measure(case)) for case in cases)
+    return compute_on_cluster(cases, workers=workers, scheduler=scheduler)
