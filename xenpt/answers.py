@@ -141,6 +141,30 @@ def sweep(options: Namespace) -> Answer:
     )
 
 
+def explain(options: Namespace) -> Answer:
+    """`xenpt explain LOG`: every boot in a log, held against the model."""
+    from xenpt.explain import explain as explain_boots
+    from xenpt.inputs.bootlog import read_boots
+    from xenpt.logtexts import explained_report
+
+    name = "standard input" if options.file == "-" else options.file
+    found = explain_boots(read_boots(options.file))
+    agrees = all(boot.agrees for boot in found)
+    data = {"agrees": agrees, "boots": [boot.as_dict() for boot in found]}
+    return Answer(data, explained_report(found, name), YES if agrees else NO)
+
+
+def diff(options: Namespace) -> Answer:
+    """`xenpt diff A.json B.json`: what changed."""
+    from xenpt.differ import compare
+    from xenpt.logtexts import diff_report
+
+    names = (options.before, options.after)
+    kind, found = compare(*names)
+    data = {"kind": kind, "equal": not found, "changes": [change.as_dict() for change in found]}
+    return Answer(data, diff_report(kind, found, names), NO if found else YES)
+
+
 def founding_question(_: Namespace) -> Answer:
     """The bare command: a dom0 of 600 GiB, without and with INIT_P2M, and the cost of its list."""
     image, nr_pages = default_kernel(), pages(FOUNDING_SIZE)

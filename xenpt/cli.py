@@ -34,16 +34,24 @@ QUESTIONS = {
     },
     "What is in this file?": {
         "kernel": "what does this kernel ask of Xen? (ELF or bzImage)",
+        "explain": "does this `xl dmesg` or Linux log agree with the model? why did it panic?",
+        "diff": "what changed between two plans, boots or cleanups?",
     },
 }
-ARGUMENTS = {"kernel": "FILE", "sweep": "SCENARIO.toml"}  # of the others: MEMORY
+#: Of the others: [MEMORY].
+ARGUMENTS = {
+    "kernel": "[FILE]",
+    "sweep": "[SCENARIO.toml]",
+    "explain": "LOG",
+    "diff": "A.json B.json",
+}
 ABOUT = """\
 Build, boot and tear down the page tables of a Xen PV guest of any size.
 Without a command: the question that began it, answered for a dom0 of 600 GiB.
 """
 NOTES = """\
 sizes: 600G, 2TiB, 1234567K, 1.5T, 0x40000000 (bytes); K M G T P are powers of two
-exit status: 0 yes or done; 1 the answer is no (a panic); 2 bad usage or unreadable input
+exit status: 0 yes or done; 1 the answer is no (a panic, a difference); 2 bad usage or input
 """
 
 
@@ -172,11 +180,11 @@ def parser() -> Parser:
     whole.set_defaults(command="founding_question")
     commands = whole.add_subparsers(metavar="COMMAND", help=argparse.SUPPRESS)
     for name, question in _commands().items():
-        argument = ARGUMENTS.get(name, "MEMORY")
+        argument = ARGUMENTS.get(name, "[MEMORY]")
         command = commands.add_parser(
             name,
             prog=f"xenpt {name}",
-            usage=f"xenpt {name} [{argument}] [options]",
+            usage=f"xenpt {name} {argument} [options]",
             description=question[0].upper() + question[1:],
             epilog=NOTES,
             formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -193,6 +201,12 @@ def parser() -> Parser:
             _add_system_map(command)
         elif name == "sweep":
             _add_sweep_options(command)
+        elif name == "explain":
+            command.add_argument("file", metavar="LOG", help="of Xen, Linux or both; - for stdin")
+        elif name == "diff":
+            help_text = "written by --json of plan, boot, cleanup or kernel"
+            command.add_argument("before", metavar="A.json", help=help_text)
+            command.add_argument("after", metavar="B.json", help="likewise")
         else:
             command.add_argument(
                 "memory",

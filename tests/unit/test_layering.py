@@ -24,11 +24,14 @@ ROWS = (
     ("xen", "xen.*"),
     ("linux", "linux.*"),
     (
-        "explain", "capacity", "measured", "scenario", "journal", "cluster", "sweeprow",
-        "sweeptable", "sweeps",
+        "explain", "explain.*", "differ", "capacity", "measured", "scenario", "journal", "cluster",
+        "sweeprow", "sweeptable", "sweeps",
     ),
     ("",),  # xenpt/__init__.py: the names that a user imports
-    ("report", "texts", "boottexts", "sweeptexts", "sweepcommand", "answers", "cli", "__main__"),
+    (
+        "report", "texts", "boottexts", "sweeptexts", "logtexts", "sweepcommand", "answers", "cli",
+        "__main__",
+    ),
 )
 # fmt: on
 PRINTING_ROWS = {9}

@@ -7,6 +7,7 @@ here; a line whose numbers are cut off is kept apart as damaged.
 """
 
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -209,11 +210,26 @@ _STAMP = re.compile(r"^\s*(?:\[(?:\s*\d+\.\d+|[0-9a-f]{16}|\d{4}-\d\d-\d\d[ T][\
 
 
 def read_boots(path: str | Path) -> list[Boot]:
-    """The boots in a log file.
+    """The boots in a log file, or in standard input if it is called `-`.
 
-    :raises InputError: the file cannot be read, or there is no boot of Xen or of its dom0 in it
+    :raises InputError: it cannot be read, or there is no boot of Xen or of its dom0 in it
     """
-    return parse_boots(bytes(read_file(path)).decode("utf-8", "replace"), source=path)
+    if path == "-":
+        return parse_boots(_decoded(_standard_input()), source="standard input")
+    return parse_boots(_decoded(bytes(read_file(path))), source=path)
+
+
+def _decoded(data: bytes) -> str:
+    return data.decode("utf-8", "replace")
+
+
+def _standard_input() -> bytes:
+    if sys.stdin is None:
+        raise InputError("standard input", "it is closed")
+    try:
+        return sys.stdin.buffer.read()
+    except OSError as error:
+        raise InputError("standard input", error.strerror or str(error)) from error
 
 
 def parse_boots(text: str, *, source: object = "log") -> list[Boot]:
