@@ -90,16 +90,15 @@ class Boot:
         return self.run_to(Stage.REMAP_MEMORY)
 
     def run_to(self, stage: Stage) -> "Boot":
-        """Run up to and including `stage`. Returns itself."""
-        for name in list(STAGES)[len(self.results) :]:
+        """Run up to and including `stage`, if that has not run yet. Returns itself."""
+        names = list(STAGES)
+        for name in names[len(self.results) : names.index(stage) + 1]:
             if self.panic:
                 break
             try:
                 self._run(name)
             except LinuxPanic as panic:
                 self.panic = str(panic)
-            if name is stage:
-                break
         return self
 
     def _run(self, stage: Stage) -> None:

@@ -109,6 +109,7 @@ def free_list(state: BootState, hc: Hypercalls) -> tuple[BootState, Cleanup]:
         state,
         memblock=_free(state.memblock, freed),
         ro_frames=state.ro_frames - Regions.of(freed),
+        initial_list=replace(state.initial_list, mapping=None),
     )
     nr_unpinned = sum(tables.values()) if unpin else 0
     return new, Cleanup(state.rules.name, cost, set_entries, nr_unpinned)

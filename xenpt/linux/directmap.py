@@ -16,6 +16,8 @@ from xenpt.abi import (
     MMUEXT_NEW_BASEPTR,
     MMUEXT_TLB_FLUSH_LOCAL,
     PAGE_SHIFT,
+    PTE_DIRTY,
+    PTE_RW,
     PTE_USER,
     START_KERNEL_MAP,
     round_down,
@@ -25,12 +27,18 @@ from xenpt.extents import Frames, Ints, Runs, column, run_array
 from xenpt.linux.e820 import RAM
 from xenpt.linux.memblock import Memblock, Range, Regions
 from xenpt.linux.pagetable import PAGE_KERNEL
+from xenpt.linux.rules import LinuxRules
 from xenpt.linux.state import PMD_SIZE, BootState, LinuxPanic
 from xenpt.xen.hypercalls import Hypercalls
 
 STEP_SHIFT = 8  # get_new_step_size(): 2 MiB, 512 MiB, 128 GiB, 32 TiB
 #: PAGE_KERNEL as Xen stores it for the kernel of a 64-bit PV guest (golden rule 15).
 KERNEL_PTE = PAGE_KERNEL | PTE_USER | 1 << 52
+
+
+def kernel_ro_pte(rules: LinuxRules) -> int:
+    """PAGE_KERNEL_RO as Xen stores it."""
+    return KERNEL_PTE & ~PTE_RW & ~(PTE_DIRTY if rules.saved_dirty else 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,8 @@ throughout is not copied: one filler page, or one L1 table full of it, is mapped
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
+
 from xenpt.abi import (
     ENTRIES,
     LEVELS,
@@ -25,6 +27,8 @@ from xenpt.abi import (
     table_slot,
 )
 from xenpt.cost import Cost
+from xenpt.extents import Mapping, Runs, expand, make_runs, sort_tables
+from xenpt.linux.directmap import KERNEL_PTE, kernel_ro_pte
 from xenpt.linux.memblock import Regions
 from xenpt.linux.pages import Pages
 from xenpt.linux.pagetable import PAGE_KERNEL, PAGE_KERNEL_RO
@@ -34,6 +38,7 @@ from xenpt.xen.hypercalls import Hypercalls
 
 P2M_PER_PAGE = PAGE_SIZE // 8
 BLOCK = P2M_PER_PAGE * ENTRIES  # pfns of one L1 table of the list
+Row = tuple[int, int, int, int]
 KERNPG_TABLE = PTE_DIRTY | PTE_ACCESSED | PTE_RW | PTE_PRESENT
 
 
@@ -50,8 +55,17 @@ def vmalloc_p2m_tree(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]
     tree.make_fillers()
     tree.map_all(own, size // BLOCK)
     tree.invalidate(_pages_of(state.extra), own)
+    new_list, aliases = tree.mapping(size // BLOCK)
+    made = [*tree.filler_tables, *expand(new_list.tables, tables=True)["pfn"].tolist()]
     return (
-        replace(state, memblock=tree.pages.memblock, max_p2m_pfn=size),
+        replace(
+            state,
+            memblock=tree.pages.memblock,
+            max_p2m_pfn=size,
+            new_list=new_list,
+            aliases=aliases,
+            ro_entries=Regions.of((*state.ro_entries, *((pfn, pfn + 1) for pfn in made))),
+        ),
         Cost(by_type=dict(hc.by_type), entries_written=own.size * P2M_PER_PAGE),
     )
 
@@ -62,17 +76,24 @@ class _Tree:
     :ivar filler: the page of identity entries; `filler_table`: the L1 table full of it
     :ivar tables: frames of the L2 and L3 tables by (level, number), and of the L1 tables of
         blocks that are only in part their own by (1, block)
+    :ivar copied: rows (page, position, pages, 1) of P->M pages of their own; `position`: number
+        of pages that were taken before (Pages.place)
+    :ivar own_l1: rows (block, position, blocks, pace) of L1 tables
     """
 
     def __init__(self, state: BootState, hc: Hypercalls) -> None:
         self.state, self.hc, self.pages = state, hc, Pages(state.memblock)
         self.tables: dict[tuple[int, int], int] = {}
         self.filler = self.filler_table = 0
+        self.filler_tables: tuple[int, ...] = ()
+        self.copied: list[Row] = []
+        self.own_l1: list[Row] = []
 
     def make_fillers(self) -> None:
         """Pages of missing and of identity entries, and an L1 table full of each."""
         missing, self.filler = self.pages.next(), self.pages.next()
         missing_table, self.filler_table = self._announced_l1(), self._announced_l1()
+        self.filler_tables = missing_table, self.filler_table
         for slot in self.hc.repeat(ENTRIES):
             self.hc.mmu_update(1, missing_table, slot, missing, PAGE_KERNEL_RO)
             self.hc.mmu_update(1, self.filler_table, slot, self.filler, PAGE_KERNEL_RO)
@@ -100,12 +121,22 @@ class _Tree:
                 first = stop
 
     def _copy_blocks(self, first: int, end: int) -> None:
+        """Blocks of one L2 table that are all their own: page, L1 table, 511 pages of each."""
         self._mix_blocks(first, first + 1, own=Regions.of([(first * ENTRIES, end * ENTRIES)]))
-        stop = self.pages.nr + (end - first - 1) * (ENTRIES + 1)
-        for i in self.hc.repeat(end - first - 1):
+        start, nr = self.pages.nr, end - first - 1
+        copied, own_l1 = self.copied, self.own_l1
+        self.copied, self.own_l1 = [], []
+        for i in self.hc.repeat(nr):
             page = (first + 1 + i) * ENTRIES
             self._mix_blocks(first + 1 + i, first + 2 + i, own=Regions.of([(page, page + ENTRIES)]))
-        self.pages.skip(stop - self.pages.nr)
+        self.pages.skip(start + nr * (ENTRIES + 1) - self.pages.nr)
+        for i in range(nr):
+            page, position = (first + 1 + i) * ENTRIES, start + i * (ENTRIES + 1)
+            copied.append((page, position, 1, 1))
+            copied.append((page + 1, position + 2, ENTRIES - 1, 1))
+        if nr:
+            own_l1.append((first + 1, start + 1, nr, ENTRIES + 1))
+        self.copied, self.own_l1 = copied, own_l1
 
     def _mix_blocks(self, first: int, end: int, *, own: Regions) -> None:
         """Blocks page by page; a page is allocated before the table that it needs."""
@@ -113,6 +144,7 @@ class _Tree:
             page, stop = block * ENTRIES, (block + 1) * ENTRIES
             copied = own.clip(page, stop)
             if copied.ranges[0][0] == page:
+                self.copied.append((page, self.pages.nr, 1, 1))
                 data = self.pages.next()
                 table = self._hook_l1(page, TABLE_PROT)
                 self.hc.mmu_update(1, table, 0, data, PAGE_KERNEL)
@@ -137,6 +169,8 @@ class _Tree:
 
     def _copy_pages(self, first: int, end: int, table: int) -> None:
         stop = self.pages.nr + max(end - first, 0)
+        if first < end:
+            self.copied.append((first, self.pages.nr, end - first, 1))
         for i in self.hc.repeat(end - first):
             self.hc.mmu_update(1, table, (first + i) % ENTRIES, self.pages.next(), PAGE_KERNEL)
         self.pages.skip(stop - self.pages.nr)
@@ -144,6 +178,7 @@ class _Tree:
     def _hook_l1(self, page: int, flags: int) -> int:
         vaddr = self._vaddr(page)
         upper = self._upper(2, vaddr)
+        self.own_l1.append((page // ENTRIES, self.pages.nr, 1, 1))
         table = self._announced_l1()
         self.hc.mmu_update(2, upper, table_slot(vaddr, 2), table, flags)
         self.tables[1, page // ENTRIES] = table
@@ -168,6 +203,43 @@ class _Tree:
             self.hc.update_va_mapping(self.state.va(pfn), pfn, PAGE_KERNEL_RO)
             self.hc.mmu_update(level + 1, parent, table_slot(vaddr, level + 1), pfn, TABLE_PROT)
         return self.tables[key]
+
+    def mapping(self, nr_blocks: int) -> tuple[Mapping, Runs]:
+        """The new list, each table once; and the L2 entries that point to the filler table again.
+
+        :param nr_blocks: blocks that the area has
+        """
+        top, ro_pte = self.state.rules.vmalloc_start >> PAGE_SHIFT, kernel_ro_pte(self.state.rules)
+        pages = [(top + page, position, nr, pace) for page, position, nr, pace in self.copied]
+        l1 = [(top + b * ENTRIES, position, nr, pace) for b, position, nr, pace in self.own_l1]
+        blocks = Regions.of((b, b + nr) for b, _, nr, _ in self.own_l1)
+        own = Regions.of((page, page + nr) for page, _, nr, _ in self.copied)
+        filled = Regions.of((a * ENTRIES, b * ENTRIES) for a, b in blocks) - own
+        shared = Regions.of([(0, nr_blocks)]) - blocks
+        leaves = [(top + a, self.filler, b - a, 0, 1, ro_pte) for a, b in filled]
+        tables = [
+            (number << (TABLE_SHIFT * level), pfn, 1, 1, level, TABLE_PROT)
+            for (level, number), pfn in self.tables.items()
+            if level > 1
+        ]
+        aliases = []
+        if shared.ranges:
+            first = shared.ranges[0][0]
+            tables.append((top + first * ENTRIES, self.filler_table, 1, 1, 1, TABLE_PROT))
+            row = (top + first * ENTRIES, self.filler, ENTRIES, 0, 1, ro_pte)
+            leaves.append(row)
+            shared = shared.remove(first, first + 1)
+        for a, b in shared:
+            aliases.append((top + a * ENTRIES, self.filler_table, b - a, 0, 2, TABLE_PROT))
+        copied = self.pages.place(pages, 1, KERNEL_PTE, tables=False)
+        own_l1 = self.pages.place(l1, 1, TABLE_PROT, tables=True)
+        return (
+            Mapping(
+                np.sort(np.concatenate((copied, make_runs(leaves))), order="vpn"),
+                sort_tables(np.concatenate((own_l1, make_runs(tables)))),
+            ),
+            make_runs(aliases),
+        )
 
     def _vaddr(self, page: int) -> int:
         return self.state.rules.vmalloc_start + page * PAGE_SIZE

@@ -1,7 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Single pages from memblock, one after the other, without a list of them all."""
 
+from collections.abc import Sequence
+
+import numpy as np
+
 from xenpt.abi import PAGE_SHIFT, PAGE_SIZE
+from xenpt.extents import Runs, entry_pages, run_array
 from xenpt.linux.memblock import Memblock, Range
 from xenpt.linux.state import LinuxPanic
 
@@ -48,6 +53,32 @@ class Pages:
                 self._taken.append((end - got, end))
             if end - got > start:
                 self._free.append((start, end - got))
+
+    def place(
+        self, rows: Sequence[tuple[int, int, int, int]], level: int, flags: int, *, tables: bool
+    ) -> Runs:
+        """Runs of entries whose frames were taken here, in the order of `rows`.
+
+        :param rows: (vpn, position, nr, pace): entry i of a row has the page that was taken after
+            position + i * pace others
+        :param tables: the entries are table pages of `level`, not leaves
+        """
+        vpn, position, nr, pace = np.array(rows, np.int64).reshape(-1, 4).T
+        size = int(entry_pages(np.array([level + tables]))[0])
+        bounds = np.cumsum([0, *(end - start for start, end in self._taken)])
+        for bound in bounds[1:-1].tolist():  # cut rows whose frames lie in two ranges
+            cut = (position < bound) & (position + (nr - 1) * pace >= bound)
+            kept = -((position - bound) // pace)[cut]
+            vpn = np.append(vpn, vpn[cut] + kept * size)
+            position = np.append(position, position[cut] + kept * pace[cut])
+            left = nr[cut] - kept
+            nr, pace = np.append(nr, left), np.append(pace, pace[cut])
+            nr[: len(cut)][cut] = kept
+        at = np.searchsorted(bounds, position, side="right") - 1
+        ends = np.array([end for _, end in self._taken], np.int64)
+        order = np.argsort(vpn, kind="stable")
+        pfn = (ends[at] - 1 - (position - bounds[at]))[order]
+        return run_array(vpn[order], pfn, nr[order], -pace[order], level, np.uint64(flags))
 
     @property
     def ranges(self) -> tuple[Range, ...]:

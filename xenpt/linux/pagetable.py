@@ -72,6 +72,8 @@ def setup_kernel_pagetable(state: BootState, hc: Hypercalls) -> tuple[BootState,
             max_pfn_mapped=max_pfn_mapped,
             highmap=Regions.of([(0, state.nr_initial_l1)]),
             ro_frames=Regions.of([(pt_start + recovered, pt_end), *_static_frames(state)]),
+            own_entries=Regions.of([(pt_start, pt_start + recovered)]),
+            ro_entries=Regions.of(_static_frames(state)),
         ),
         cost,
     )

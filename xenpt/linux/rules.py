@@ -76,6 +76,9 @@ class LinuxRules:
     # does the first only, SPEC F2).
     pin_user_vsyscall: bool
     nx_ident_map: bool  # v6.1 sets NX in level2_ident_pgt's entries
+    # pte_wrprotect() since 6.6 keeps the dirty bit of an entry in bit 58, and PAGE_KERNEL_RO is not
+    # dirty: seen in the tables of 6.12.
+    saved_dirty: bool
     # The mail copies the L4 entry of the P->M list and takes first_p2m_pfn as max_pfn_mapped.
     graft_initial_p2m: bool
     # setup.c, xen_memory_setup()
@@ -130,6 +133,7 @@ V4_1: Final = LinuxRules(
     ro_tables=_RO_TABLES_V4_1,
     pin_user_vsyscall=False,
     nx_ident_map=False,
+    saved_dirty=False,
     graft_initial_p2m=False,
     page_limit=500 * GIB_PAGES,
     domu_page_limit=500 * GIB_PAGES,
@@ -183,6 +187,7 @@ V6_1: Final = LinuxRules(
     ro_tables=_RO_TABLES_V6_1,
     pin_user_vsyscall=True,
     nx_ident_map=True,
+    saved_dirty=False,
     graft_initial_p2m=True,
     page_limit=1 << 34,
     domu_page_limit=512 * GIB_PAGES,
@@ -214,7 +219,7 @@ V6_1: Final = LinuxRules(
     ),
 )
 
-V6_12: Final = replace(V6_1, name="v6.12", low_ram_bytes=0x80000)
+V6_12: Final = replace(V6_1, name="v6.12", low_ram_bytes=0x80000, saved_dirty=True)
 
 PROFILES: Final = {rules.name: rules for rules in (V4_1, SEED, V4_3, V6_1, V6_12)}
 MAINLINE: Final = V6_1

@@ -79,6 +79,10 @@ def memory_setup(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]:
         state, moved = _move_out_of_holes(state, hc)
         state = _reserve_early(_keep_extra(state, max(max_pages - max_pfn, 0) + moved))
         state, cost = resolve_conflicts(state, hc)
+    buffer = state.symbol_pfn("xen_remap_buf")
+    if state.remaps and buffer is not None:
+        own_entries = state.own_entries.add(buffer, buffer + 1)
+        state = replace(state, own_entries=own_entries)
     return _reserve_brk(state), replace(cost, by_type=dict(hc.by_type))
 
 
@@ -105,7 +109,7 @@ def remap_memory(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]:
         extra = extra.remove(target, target + nr)
     moved = sum(nr for _, _, nr in groups)
     return (
-        replace(state, memblock=memblock, extra=extra),
+        replace(state, memblock=memblock, extra=extra, moved=state.remaps),
         Cost(by_type=dict(hc.by_type), pages_freed=moved),
     )
 

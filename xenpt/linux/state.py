@@ -67,6 +67,13 @@ class BootState:
     :ivar remaps: frames that remap_memory will move, in the order in which they were found
     :ivar highmap: 2 MiB slots of level2_kernel_pgt that are in use
     :ivar tables: page tables of the direct map that Linux made (RUN rows of tables)
+    :ivar own_entries: frames whose entries in Xen's L1 tables Linux has set anew, writable
+    :ivar ro_entries: frames whose entries Linux has set anew, read-only: static tables, and those
+        of its copy of the list (not in `ro_frames`)
+    :ivar vmemmap: struct pages, mapped by paging_init
+    :ivar new_list: Linux's copy of the list, each table once
+    :ivar aliases: entries that point to a table that `new_list` has once: RUN rows of level 2
+    :ivar moved: those of `remaps` that have been moved
     :ivar ro_frames: frames that are read-only in the direct map: the P->M list outside, and page
         tables, but for those of Linux's copy of the list
     """
@@ -87,6 +94,12 @@ class BootState:
     remaps: tuple[Remap, ...] = ()
     highmap: Regions = NO_REGIONS
     tables: Runs = field(default_factory=EMPTY.copy)
+    own_entries: Regions = NO_REGIONS
+    ro_entries: Regions = NO_REGIONS
+    vmemmap: Mapping | None = None
+    new_list: Mapping | None = None
+    aliases: Runs = field(default_factory=EMPTY.copy)
+    moved: tuple[Remap, ...] = ()
     ro_frames: Regions = NO_REGIONS
 
     @property

@@ -8,8 +8,11 @@ that the frames taken here are lower in a real boot; numbers and order are not t
 
 from dataclasses import replace
 
+import numpy as np
+
 from xenpt.abi import ENTRIES, MMUEXT_PIN_L1_TABLE, PAGE_SHIFT, PTE_RW, TABLE_PROT, table_slot
 from xenpt.cost import Cost
+from xenpt.extents import Mapping, make_runs
 from xenpt.linux.directmap import KERNEL_PTE
 from xenpt.linux.memblock import Regions
 from xenpt.linux.pages import Pages, take_block
@@ -29,14 +32,18 @@ def paging_init(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]:
     memblock, data = take_block(state.memblock, sections.size * PMD_SIZE, PMD_SIZE)
     frame = data >> PAGE_SHIFT
     pages = Pages(memblock)
+    placed: dict[int, list[tuple[int, int, int, int]]] = {1: [], 2: [], 3: []}
     number, tables = {2: -1, 3: -1}, {4: state.root_pfn}
     for section, nr in _runs_of_one_l2(state, sections):
         vaddr = state.rules.vmemmap_start + section * PMD_SIZE
         for level in (3, 2):
             if number[level] != vaddr >> (12 + 9 * level):
                 number[level] = vaddr >> (12 + 9 * level)
+                vpn = number[level] << (9 * level)
+                placed[level].append((vpn, pages.nr, 1, 1))
                 tables[level] = _new_table(state, hc, pages, level, vaddr, tables[level + 1])
         end = pages.nr + nr
+        placed[1].append((vaddr >> PAGE_SHIFT, pages.nr, nr, 1))
         for i in hc.repeat(nr):
             pfn = _new_table(state, hc, pages, 1, vaddr + i * PMD_SIZE, tables[2])
             if state.rules.set_pte_hypercall:
@@ -44,9 +51,21 @@ def paging_init(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]:
         pages.skip(end - pages.nr)
         frame += nr * ENTRIES
     ro = Regions.of((*state.ro_frames, *pages.ranges))
+    first = state.rules.vmemmap_start >> PAGE_SHIFT
+    leaves, pfn = [], data >> PAGE_SHIFT
+    for section, last in sections:
+        nr_pages = (last - section) * ENTRIES
+        leaves.append((first + section * ENTRIES, pfn, nr_pages, 1, 1, KERNEL_PTE))
+        pfn += nr_pages
+    made = [pages.place(placed[level], level, TABLE_PROT, tables=True) for level in (1, 2, 3)]
     written = 0 if state.rules.set_pte_hypercall else ENTRIES * sections.size
     return (
-        replace(state, memblock=pages.memblock, ro_frames=ro),
+        replace(
+            state,
+            memblock=pages.memblock,
+            ro_frames=ro,
+            vmemmap=Mapping(make_runs(leaves), np.concatenate(made)),
+        ),
         Cost(by_type=dict(hc.by_type), entries_written=written),
     )
 
