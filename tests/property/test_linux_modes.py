@@ -2,7 +2,7 @@
 """A boot whose calls are recorded one by one has the counts and the end of one that only counts."""
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from xenpt.inputs.config import Host, Ram
@@ -59,6 +59,7 @@ def test_counting_and_recording_agree(arguments):
 def test_frames_of_tables_are_distinct_and_in_nobody_elses_use(arguments):
     domain, rules, e820, limit = arguments
     boot = Boot(domain, rules=rules, e820=e820, max_reservation=limit).run()
+    assume(not boot.panic)  # of v4.1, for one, which cannot use a list outside
     tables = boot.state.tables
     pfns = np.concatenate(
         [int(t["pfn"]) + np.arange(int(t["nr"])) * int(t["step"]) for t in tables]
