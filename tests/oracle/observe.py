@@ -5,7 +5,6 @@ Points: entry (dom0's first instruction), setup (xen_setup_kernel_pagetable has 
 mid (just before and after the initial P->M list is freed).
 """
 
-import fcntl
 import struct
 import tempfile
 import time
@@ -19,7 +18,7 @@ from oracle.cases import Case
 from oracle.kallsyms import Symbols, read_kallsyms
 from oracle.machine import BootEndedError, Machine, linux_options
 from oracle.memory import Table, Words
-from oracle.packages import Software, cache_folder
+from oracle.packages import Software, locked
 
 from xenpt.abi import (
     HYPERVISOR_MMU_UPDATE,
@@ -117,11 +116,7 @@ def read_linux(path: str) -> tuple[Kernel, Symbols]:
 def observe(case: Case, software: Software, kernel: Kernel, symbols: Symbols) -> Observation:
     """Boot it once, one boot at a time on this machine. A boot that hangs is ended."""
     seen = Observation(case, linux_options(case))
-    with (
-        open(cache_folder() / "lock", "w") as lock,
-        tempfile.TemporaryDirectory(prefix="xenpt-oracle-") as folder,
-    ):
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(), tempfile.TemporaryDirectory(prefix="xenpt-oracle-") as folder:
         started = time.monotonic()
         with Machine(software, case, Path(folder)) as machine:
             try:

@@ -5,6 +5,7 @@ The package lists are private to the cache, so nothing of the machine's own apt 
 root or changed; a week later they are read again, and newer packages replace the old ones.
 """
 
+import fcntl
 import gzip
 import json
 import os
@@ -12,6 +13,8 @@ import re
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -55,11 +58,24 @@ def require(*programs: tuple[str, str]) -> None:
             raise UnavailableError(f"no {program}: apt-get install {package}")
 
 
+@contextmanager
+def locked() -> Iterator[None]:
+    """One process at a time downloads, or emulates."""
+    with open(cache_folder() / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def fetch() -> Software:
     """Xen and Linux of this machine's suite, downloaded if the cache has none or old ones.
 
     :raises UnavailableError: no apt, another architecture, or the download failed
     """
+    with locked():
+        return _fetch()
+
+
+def _fetch() -> Software:
     record = cache_folder() / "software.json"
     held = Software(**json.loads(record.read_text("utf-8"))) if record.exists() else None
     if held and time.time() - record.stat().st_mtime < _FRESH_SECONDS:
@@ -106,27 +122,34 @@ def _kernel_package() -> str:
 
 
 def _unpack(package: str) -> Path:
-    """The package's files of /boot and its debugging symbols; named as the package file."""
+    """The package's files of /boot and its debugging symbols; older versions are dropped."""
     folder = cache_folder()
-    for old in folder.glob(f"{package}_*"):
-        shutil.rmtree(old) if old.is_dir() else old.unlink()
     _apt("apt-get", "-qq", "download", package, cwd=folder)
-    (deb,) = folder.glob(f"{package}_*.deb")
-    version = _run("dpkg-deb", "--field", str(deb), "Version").strip()
-    tree = folder / f"{package}_{version}"
-    tree.mkdir()
-    with subprocess.Popen(
-        ["dpkg-deb", "--fsys-tarfile", str(deb)], stdout=subprocess.PIPE
-    ) as archive:
-        wanted = "--wildcards", "./boot/*", "./usr/lib/debug/*"
+    deb = max(folder.glob(f"{package}_*.deb"), key=os.path.getmtime)
+    tree = folder / f"{package}_{_run('dpkg-deb', '--field', str(deb), 'Version').strip()}"
+    if not tree.is_dir():
+        partial = folder / "partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        _extract(deb, partial)
+        partial.rename(tree)
+    for other in set(folder.glob(f"{package}_*")) - {tree}:
+        if other.is_dir():
+            shutil.rmtree(other)
+        else:
+            other.unlink()
+    return tree
+
+
+def _extract(deb: Path, folder: Path) -> None:
+    command = ["dpkg-deb", "--fsys-tarfile", str(deb)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as archive:
         subprocess.run(
-            ["tar", "-x", "-C", str(tree), *wanted],
+            ["tar", "-x", "-C", str(folder), "--wildcards", "./boot/*", "./usr/lib/debug/*"],
             stdin=archive.stdout,
             stderr=subprocess.DEVNULL,  # complains of a pattern that a package does not have
             check=False,
         )
-    deb.unlink()
-    return tree
 
 
 def _apt(program: str, *args: str, check: bool = True, cwd: Path | None = None) -> str:
