@@ -49,6 +49,13 @@ def dom0_frames(case: str) -> FrameTable:
     return frames
 
 
+def domu_p2m(case: str) -> P2M:
+    """Frames of a guest of the toolstack, as its list said before the pin; holes have none."""
+    arrays = goldendata.arrays(case, "domu")
+    rows = arrays["prepin_p2m_runs" if "prepin_p2m_runs" in arrays else "entry_p2m_runs"]
+    return P2M.from_rows(rows[rows[:, 1] >= 0].astype(np.int64))
+
+
 def machine_at(case: str, point: str) -> CheckedMachine:
     """dom0 as a dump shows it; of the dump's page_info only the pins are taken."""
     arrays = goldendata.arrays(case)

@@ -11,7 +11,7 @@ from errno import EBUSY, EINVAL
 import goldendata
 import numpy as np
 import pytest
-from goldenmachine import differing_frames, differing_words, dom0_frames, machine_at
+from goldenmachine import differing_frames, differing_words, dom0_frames, domu_p2m, machine_at
 
 from xenpt.abi import (
     LEVELS,
@@ -24,7 +24,6 @@ from xenpt.abi import (
     PTE_RW,
 )
 from xenpt.errors import RefusedError
-from xenpt.extents import P2M
 from xenpt.xen.adopt import frames_of
 from xenpt.xen.checked import CheckedMachine
 from xenpt.xen.entries import XEN_SLOTS
@@ -43,9 +42,7 @@ DOMU = [
 def unpinned_domu(case):
     """The tables as the toolstack wrote them, on frames of which none has a type."""
     arrays = goldendata.arrays(case, "domu")
-    rows = arrays["prepin_p2m_runs"].astype(np.int64)
-    frames = frames_of(P2M.from_rows(rows[rows[:, 1] >= 0]))  # a hole has no frame
-    tables = PageTables(frames, Memory(), iomem=False, domid=1)
+    tables = PageTables(frames_of(domu_p2m(case)), Memory(), iomem=False, domid=1)
     tables.memory.put(arrays["prepin_mfn"].tolist(), arrays["prepin_pages"])
     return CheckedMachine(tables), int(arrays["prepin_mfn"][0])
 

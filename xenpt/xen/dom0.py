@@ -19,7 +19,9 @@ from xenpt.errors import PanicError
 from xenpt.extents import P2M, Mapping, Runs, coalesce, expand, make_runs
 from xenpt.listshape import leaf_runs
 from xenpt.plan import Plan
+from xenpt.xen.check import RuleError, Violation
 from xenpt.xen.heap import Heap
+from xenpt.xen.invariants import check_built
 
 _NO_CHUNK = "Not enough RAM for domain 0 allocation"
 _NO_INITRD = "Not enough RAM for domain 0 initrd"
@@ -38,6 +40,7 @@ class Domain:
     :ivar p2m_map: the P->M list at INIT_P2M with its own tables, or None when it is inside
     :ivar given_p2m: where a real host put the pages, or None for a modelled host
     :ivar shared_info: machine address that start_info names
+    :ivar pinned: Xen has validated its tables; false for a guest that the toolstack only just built
     """
 
     plan: Plan
@@ -45,6 +48,7 @@ class Domain:
     p2m_map: Mapping | None
     given_p2m: P2M | None = None
     shared_info: int = 0
+    pinned: bool = True
 
     @cached_property
     def p2m(self) -> P2M:
@@ -80,6 +84,16 @@ class Domain:
         info["type_info"] = (level << np.uint64(61)) | np.uint64(abi.PGT_VALIDATED)
         info["type_info"] += np.where(root, np.uint64(abi.PGT_PINNED + 2), np.uint64(1))
         return info
+
+    def violations(self) -> list[Violation]:
+        """Every rule of Xen and of its builder that the domain breaks."""
+        return check_built(self.plan, self.initial, self.p2m_map, self.p2m, pinned=self.pinned)
+
+    def check(self) -> None:
+        """:raises RuleError: a rule is broken."""
+        violations = self.violations()
+        if violations:
+            raise RuleError(violations)
 
     def start_info(self) -> bytes:
         """The start_info page's structure, as the guest's word size lays it out (SPEC B11)."""
