@@ -107,7 +107,7 @@ def compare(case: str, point: str) -> Comparison:
     return Comparison(words, differing, left_out)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=3)
 def _images(case):
     arrays = goldendata.arrays(case)
     hosts = SAME_FRAMES.get(case, case)
