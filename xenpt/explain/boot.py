@@ -8,7 +8,7 @@ from itertools import product
 from xenpt.abi import START_KERNEL_MAP
 from xenpt.errors import MappingError
 from xenpt.explain.findings import Explained
-from xenpt.explain.inputs import Inputs, all_inputs, dom0_mem, is_default_kernel
+from xenpt.explain.inputs import XEN_KINDS, Inputs, all_inputs, dom0_mem, is_default_kernel, is_odd
 from xenpt.explain.linuxends import linux_ends
 from xenpt.explain.linuxlines import brk_lines, linux_checks, map_only_checks
 from xenpt.explain.memory import Memory, Setting, mem_limit, predict, profiles
@@ -25,6 +25,7 @@ LINUX_KINDS = (
     "map", "released", "last_pfn", "brk", "memory_added", "configuration", "direct_map_probe",
     "list_freed", "remap_freed", "ramdisk_used", "p2m_area", "remapped", "memory_available",
 )  # fmt: skip
+UNLIKELY = 1.5  # lines that inputs of no known kernel must explain more than others
 LARGE_LIST = 1 << 27  # pages from which on a list may have leaves of 1 GiB
 
 
@@ -81,7 +82,7 @@ def _misfit(boot: Boot, inputs: Inputs) -> float:
     differ += panic_agrees(boot, inputs.plan) is False
     asked, nr_pages = inputs.asked, inputs.plan.nr_pages
     vague = asked is not None and not inputs.asked_exactly and asked.nr_pages != nr_pages
-    return differ + vague / 2
+    return differ + vague / 2 + (UNLIKELY if is_odd(inputs.plan.image) else 0)
 
 
 def best_setting(boot: Boot, inputs: Inputs) -> tuple[Setting, Memory | None, str | None]:
@@ -152,7 +153,7 @@ def _brk_ends(boot: Boot, inputs: Inputs) -> list[int | None]:
 
 def _title(boot: Boot, inputs: Inputs) -> str:
     linux = boot.first("linux_version")
-    whose = [f"Xen {inputs.host.xen}"] if boot.has("xen_version", "booted_on") else ["Xen"]
+    whose = [f"Xen {inputs.host.xen}"] if boot.has(*XEN_KINDS) else ["Xen"]
     whose += [f"Linux {linux.values[0]}"] if linux else []
     whose += [f"dom0 of {format_pages(inputs.plan.nr_pages)}"] if inputs.plan else []
     return ", ".join(whose)
@@ -164,7 +165,7 @@ def _inputs_in_words(
     """What the model was given, with the lines that say so."""
     plan = inputs.plan
     found: dict[str, tuple[str, tuple[int, ...]]] = {}
-    for name, kinds in (("Xen", ("xen_version", "booted_on")), ("Linux", ("linux_version",))):
+    for name, kinds in (("Xen", XEN_KINDS), ("Linux", ("linux_version",))):
         if fact := boot.first(*kinds):
             found[name] = (str(fact.values[0]), (fact.line,))
     if plan is not None:
@@ -197,6 +198,8 @@ def _notes(boot: Boot, inputs: Inputs) -> Iterator[str]:
     for fact in boot.damaged:
         yield f"line {fact.line} is cut off or garbled, and was not compared: {fact.text}"
     plan, asked, option = inputs.plan, inputs.asked, dom0_mem(boot)
+    if not boot.has(*XEN_KINDS):
+        yield f"Xen's version is not in the log: compared with what {inputs.host.xen} does."
     if plan is None:
         yield "No line says how large dom0 is, so that Xen's part was not compared."
     elif asked is not None and not inputs.asked_exactly:

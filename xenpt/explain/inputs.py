@@ -9,6 +9,7 @@ it are the differences. A line that stands alone for an input is an input, not a
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 from xenpt.abi import PAGE_SHIFT, START_KERNEL_MAP, get_order, pfn_up
@@ -22,7 +23,9 @@ from xenpt.inputs.kernel import DEFAULT_KERNEL, Kernel, default_kernel
 from xenpt.inputs.kerneljson import natural_machine
 from xenpt.plan import Plan, plan_dom0
 
-USUAL_XEN = "4.17"  # where a log does not say
+#: Where a log does not say: releases that print or lay out differently, the newest first.
+USUAL_XENS = ("4.20", "4.17", "4.14", "4.11", "4.10", "4.2.1", "4.1", "4.0", "3.4", "3.3", "3.0")
+XEN_KINDS = ("xen_version", "booted_on")
 USUAL_BASE = {64: START_KERNEL_MAP, 32: 0xC0000000}
 USUAL_LIST = 1 << 39  # INIT_P2M of Linux since 4.3
 NO_ELF = "ELF: not an ELF binary"
@@ -37,7 +40,7 @@ REFUSED_KERNEL: dict[str, dict[str, Any]] = {
     "Invalid HYPERCALL_PAGE field in ELF notes.": {"hypercall_page": 0},
 }
 
-Image = tuple[int, int, int]  # paddr start, end, and end with the symbol table behind it
+Image = tuple[int, int, int, int]  # paddr start and end, virtual start and end
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +81,11 @@ def all_inputs(boot: Boot) -> Iterator[Inputs]:
 
     :raises UsageError: a version of Xen that is not modelled
     """
-    host = host_of(boot)
+    known = host_of(boot)
+    xens = (known.xen,) if boot.has(*XEN_KINDS) else USUAL_XENS
     bases, initrds = _bases(boot), _initrds(boot)
-    for base in bases.values:
+    for xen, base in product(xens, bases.values):
+        host = replace(known, xen=xen)
         images = _images(boot, base)
         for image in images.values:
             kernel = _kernel(boot, base, image)
@@ -118,13 +123,13 @@ def _sized(
 
 def host_of(boot: Boot) -> Host:
     """The machine and its Xen, as far as Xen printed them."""
-    version = boot.first("xen_version", "booted_on")
+    version = boot.first(*XEN_KINDS)
     changes: dict[str, Any] = {}
     for complaint in boot.all("complaint"):
         changes |= REFUSED_HOST.get(complaint.text, {})
     vcpus, iommu, shadow = (boot.first(kind) for kind in ("vcpus", "iommu", "l1tf"))
     return Host(
-        xen=str(version.values[0]) if version else USUAL_XEN,
+        xen=str(version.values[0]) if version else USUAL_XENS[0],
         e820=machine_map(boot),
         max_vcpus=vcpus.number() if vcpus else 1,
         iommu=bool(iommu and iommu.values[0] == "enabled"),
@@ -203,26 +208,34 @@ def _bases(boot: Boot) -> Evidence:
 
 
 def _images(boot: Boot, base: int) -> Evidence:
-    """Physical ranges of the image; with BSD_SYMTAB it ends behind its symbol table."""
+    """Where images may be: paddr start and end, virtual start and end.
+
+    Linux has its physical addresses count from the virtual base, others from elsewhere
+    (PADDR_OFFSET). With BSD_SYMTAB the virtual end is behind the symbol table.
+    """
     found = Evidence()
     image, symbols, kernel = (boot.first(k) for k in ("dom0_kernel", "symbol_map", "kernel"))
     if image:
         start, end = image.number(3), image.number(4)
-        found.add((start, end, symbols.number(1) if symbols else end), image)
+        whole_end = symbols.number(1) if symbols else end
+        found.add((start, end, base + start, base + whole_end), image)
+        if kernel:
+            offset = kernel.number() - start
+            found.add((start, end, offset + start, offset + whole_end), image)
     if kernel:
-        start, end = (address - base for address in kernel.span)
-        if 0 <= start < end:
-            found.add((start, image.number(4) if image and symbols else end, end), kernel)
+        first, last = kernel.span
+        if base <= first < last:
+            paddr_end = image.number(4) if image and symbols else last - base
+            found.add((first - base, paddr_end, first, last), kernel)
     if not found.values:
-        usual = default_kernel().paddr
-        found.add((*usual, usual[1]), None)
+        start, end = default_kernel().paddr
+        found.add((start, end, base + start, base + end), None)
     return found
 
 
 def _kernel(boot: Boot, base: int, image: Image) -> Kernel:
     fact, entry = boot.first("dom0_kernel"), boot.first("entry")
-    known = default_kernel()
-    start, end, whole_end = image
+    start, end, virt_start, virt_end = image
     changes: dict[str, Any] = {"machine": natural_machine(_bits(boot))}
     for complaint in boot.all("complaint"):
         changes |= REFUSED_KERNEL.get(complaint.text, {})
@@ -233,15 +246,21 @@ def _kernel(boot: Boot, base: int, image: Image) -> Kernel:
         bits=_bits(boot),
         pae="extcr3" if fact and fact.values[1] else "no" if _bits(boot) == 32 else "yes",
         virt_base=base,
-        virt_kstart=base + start,
-        virt_kend=base + whole_end,
-        entry=entry.number() if entry else base + start,
+        virt_kstart=virt_start,
+        virt_kend=virt_end,
+        entry=entry.number() if entry else virt_start,
         paddr=(start, end),
         segments=((start, end - start, end - start),),
-        symbols=known.symbols if is_default_kernel(boot) else None,
-        mod_start_pfn=not any(fact.span[1] > fact.span[0] for fact in ramdisks(boot)[1]),
+        symbols=default_kernel().symbols if is_default_kernel(boot) else None,
+        mod_start_pfn=not any(any(fact.span) for fact in ramdisks(boot)[1]),
         **changes,
     )
+
+
+def is_odd(kernel: Kernel) -> bool:
+    """A virtual base of its own, and yet physical addresses that do not count from it."""
+    counts_from = kernel.virt_kstart - kernel.paddr[0]
+    return kernel.virt_base not in (counts_from, USUAL_BASE[kernel.bits])
 
 
 def is_default_kernel(boot: Boot) -> bool:
