@@ -253,3 +253,15 @@ def test_several_boots_are_explained_one_by_one():
     found = explain(parse_boots(WHOLE + WHOLE.replace("229376 pages", "229375 pages")))
     assert [boot.agrees for boot in found] == [True, False]
     assert found[1].differences[0].line == len(WHOLE.splitlines()) + 9
+
+
+def test_without_its_version_xen_is_told_by_what_it_prints():
+    """Xen 4.10 prints 4 bytes less of VGA information than 4.13 and later: 4b4."""
+    text = (HEAD + BLOCK).split("\n", 1)[1]
+    assert explained(text).agrees
+    assert explained(text).notes == (
+        "Xen's version is not in the log: compared with what 4.20 does.",
+    )
+    older = explained(text.replace("ffffffff84a004b8", "ffffffff84a004b4"))
+    assert older.agrees
+    assert "what 4.11 does" in older.notes[0]
