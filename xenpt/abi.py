@@ -17,6 +17,15 @@ TABLE_SHIFT: Final = 9
 ENTRIES: Final = 1 << TABLE_SHIFT  # entries of one table page
 LEVELS: Final = 4  # PV guests are never 5-level (SPEC A8)
 VADDR_BITS: Final = 48
+WORD: Final = 1 << 64  # addresses and entries are computed modulo this
+VPN_END: Final = WORD >> PAGE_SHIFT  # virtual page numbers are below it, signs extended
+# Address bits below the slot number of a table of level 2, 3, 4; bytes that one entry covers.
+L2_SHIFT: Final = PAGE_SHIFT + TABLE_SHIFT
+L3_SHIFT: Final = L2_SHIFT + TABLE_SHIFT
+L4_SHIFT: Final = L3_SHIFT + TABLE_SHIFT
+L2_SIZE: Final = 1 << L2_SHIFT
+L3_SIZE: Final = 1 << L3_SHIFT
+L4_SIZE: Final = 1 << L4_SHIFT
 
 # --- Page-table entry (SPEC A1; Xen asm/page.h, x86_64/page.h) --------------------------------
 PTE_PRESENT: Final = 0x1

@@ -7,22 +7,22 @@ else Xen takes is a constant measured on one real boot, see `XEN_OWN_PAGES`.
 
 from dataclasses import dataclass
 
-from xenpt.abi import PAGE_SHIFT, PAGE_SIZE, pfn_up, round_up
+from xenpt.abi import L2_SIZE, PAGE_SHIFT, PAGE_SIZE, TABLE_SHIFT, WORD, pfn_up, round_up
 from xenpt.eras import Era
 from xenpt.errors import UsageError
 from xenpt.inputs.config import Dom0Mem, Host, Ram, parse_dom0_mem
 from xenpt.inputs.kernel import Kernel
 
 FRAME_TABLE_ENTRY = 32  # sizeof(struct page_info) without BIGMEM (SPEC G)
-PAGES_PER_CHUNK = 512  # both tables grow by 2 MiB
-FRAMES_PER_FRAME_TABLE_CHUNK = (2 << 20) // FRAME_TABLE_ENTRY  # 256 MiB of RAM
-FRAMES_PER_M2P_CHUNK = (2 << 20) // 8  # 1 GiB of RAM
+CHUNK_BYTES = L2_SIZE  # both tables grow by 2 MiB
+PAGES_PER_CHUNK = CHUNK_BYTES >> PAGE_SHIFT
+FRAMES_PER_FRAME_TABLE_CHUNK = CHUNK_BYTES // FRAME_TABLE_ENTRY  # 256 MiB of RAM
+FRAMES_PER_M2P_CHUNK = CHUNK_BYTES // 8  # 1 GiB of RAM
 WASTE_PAGES = 4  # a last 2 MiB chunk may stick out by so much (init_frametable_chunk)
 XEN_OWN_PAGES = 943  # image, heap, page tables: Xen 4.17.7, 524 GiB, 1 CPU (golden case m520g)
 DEFAULT_RESERVE = 32768  # 128 MiB, or 1/16 of what is available if that is less
 SHIM_RESERVE = 256  # what the shim keeps without a shim_mem option (pv_shim_mem)
 MAX_PAGES = (1 << 32) - 1  # of one domain: d->tot_pages is 32-bit (SPEC G2)
-_WORD = (1 << 64) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +153,7 @@ def _kept_for_later(kernel: Kernel, host: Host, era: Era) -> int:
     if host.iommu and era.iommu_reserve:
         ends = [ram.end for ram in host.map or () if ram.type == "usable"]
         max_pdx = max(ends, default=0) >> PAGE_SHIFT
-        kept += sum(max_pdx >> shift for shift in range(9, 64, 9))
+        kept += sum(max_pdx >> shift for shift in range(TABLE_SHIFT, 64, TABLE_SHIFT))
     return kept
 
 
@@ -163,10 +163,10 @@ def _legacy_clip(kernel: Kernel, era: Era, nr_pages: int, initrd_bytes: int) -> 
     end_of_image = round_up(kernel.virt_kend, PAGE_SIZE)
     if not (kernel.mod_start_pfn and era.initrd_in_place):
         end_of_image += round_up(initrd_bytes, PAGE_SIZE)
-    end = (end_of_image + nr_pages * width) & _WORD
+    end = (end_of_image + nr_pages * width) % WORD
     if end > kernel.virt_base:
-        end = (2 * end - kernel.virt_base) & _WORD
+        end = (2 * end - kernel.virt_base) % WORD
     if end > kernel.virt_base and (width == 8 or end <= 1 << 32):
         return None
     top = 1 << kernel.bits
-    return ((top - end_of_image) & _WORD) // (2 * width)
+    return ((top - end_of_image) % WORD) // (2 * width)

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from xenpt import abi
-from xenpt.abi import PAGE_SHIFT, PAGE_SIZE, pfn_up, round_up
+from xenpt.abi import PAGE_SHIFT, PAGE_SIZE, WORD, pfn_up, round_up
 from xenpt.domueras import ToolstackEra
-from xenpt.domutables import PAGING, WORD, GivesUpError, TableCounter, TableMap
+from xenpt.domutables import PAGING, GivesUpError, TableCounter, TableMap
 from xenpt.inputs.elf import EM_386, EM_X86_64
 from xenpt.inputs.initrd import Initrd
 from xenpt.inputs.kernel import Kernel
@@ -249,7 +249,10 @@ class Builder:
         self.va = vaddr
 
     def _check_holes(self, pfn: int, pages: int) -> None:
-        """A segment is mapped into the toolstack, which a page without memory cannot be [D]."""
+        """A segment is mapped into the toolstack, which a page without memory cannot be.
+
+        Deduced, not seen to happen.
+        """
         if not self._has_memory(pfn, pfn + pages):
             raise GivesUpError(
                 f"xc_dom_boot_domU_map: failed to mmap domU pages {_hex(pfn)}+{_hex(pages)} "

@@ -19,11 +19,12 @@ from xenpt.abi import (
     PAGE_SHIFT,
     PAGE_SIZE,
     TABLE_SHIFT,
+    VADDR_BITS,
+    WORD,
 )
 from xenpt.domueras import ToolstackEra
 from xenpt.listshape import Range
 
-WORD = 1 << 64
 PADDING_PAGES = 128  # at least 512 KiB behind the boot stack
 END_MASK = (4 << 20) - 1  # the initial mapping ends below a multiple of 4 MiB
 PAE_LAST_SLOT = 0xC000_0000  # the L3 slot that must have an L2, as Xen maps something there
@@ -53,7 +54,7 @@ class Paging:
         return self.levels < LEVELS
 
 
-PAGING = {64: Paging(4, (1 << 48) - 1), 32: Paging(3, (1 << 32) - 1)}
+PAGING = {64: Paging(4, (1 << VADDR_BITS) - 1), 32: Paging(3, (1 << 32) - 1)}
 
 
 @dataclass(frozen=True, slots=True)

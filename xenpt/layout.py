@@ -6,10 +6,10 @@ Models the first half of dom0_construct() in xen/arch/x86/pv/dom0_build.c (SPEC 
 
 from dataclasses import dataclass
 
-from xenpt.abi import PAGE_SIZE, get_order, round_down, round_up
+from xenpt.abi import L2_SHIFT, L3_SHIFT, L4_SHIFT, PAGE_SIZE, get_order, round_down, round_up
 from xenpt.eras import Era
 from xenpt.inputs.kernel import Kernel
-from xenpt.listshape import L2_SHIFT, L3_SHIFT, L4_SHIFT, Range
+from xenpt.listshape import Range
 
 TOTAL_STEP = 4 << 20  # the mapping ends on a multiple of it,
 MIN_PADDING = 512 << 10  # with at least this behind the boot stack

@@ -7,10 +7,16 @@ of 1 GiB or 2 MiB wherever one is aligned and fits, else 4 KiB, and a table when
 
 from dataclasses import dataclass
 
-from xenpt.abi import PAGE_SHIFT, PAGE_SIZE, TABLE_SHIFT, round_down, round_up
-
-L2_SHIFT, L3_SHIFT, L4_SHIFT = (PAGE_SHIFT + TABLE_SHIFT * level for level in (1, 2, 3))
-L2_SIZE, L3_SIZE, L4_SIZE = 1 << L2_SHIFT, 1 << L3_SHIFT, 1 << L4_SHIFT
+from xenpt.abi import (
+    L2_SHIFT,
+    L3_SHIFT,
+    L4_SHIFT,
+    PAGE_SHIFT,
+    PAGE_SIZE,
+    TABLE_SHIFT,
+    round_down,
+    round_up,
+)
 
 Range = tuple[int, int]
 
@@ -34,7 +40,9 @@ class ListShape:
     @property
     def nr_data_pages(self) -> int:
         """Pages of 4 KiB that the list itself takes."""
-        return self.leaves_4k + (self.leaves_2m << 9) + (self.leaves_1g << 18)
+        return (
+            self.leaves_4k + (self.leaves_2m << TABLE_SHIFT) + (self.leaves_1g << 2 * TABLE_SHIFT)
+        )
 
     @property
     def nr_frames(self) -> int:

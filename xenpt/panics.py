@@ -5,13 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from xenpt import abi
-from xenpt.abi import round_up
+from xenpt.abi import L2_SIZE, WORD, round_up
 from xenpt.arrangement import Plan
 from xenpt.inputs.kerneljson import natural_machine
-from xenpt.listshape import L2_SIZE, last_leaf_start, list_shape
+from xenpt.listshape import last_leaf_start, list_shape
 
 TABLE_RESERVE = 3  # setup_pv_physmap() wants room for a table of each level before each leaf
-_WORD = 1 << 64
 LAYOUT_KEYS = frozenset(
     {"initrd", "p2m", "start_info", "page_tables", "boot_stack", "total", "nr_pt_frames"}
 )
@@ -118,8 +117,8 @@ def _image(plan: Plan) -> Failure | None:
 def _list(plan: Plan) -> Failure | None:
     if not plan.list_outside:
         return None
-    start, end = plan.p2m[0], plan.p2m[1] % _WORD
-    if plan.total[0] <= end and start <= plan.total[1] % _WORD:
+    start, end = plan.p2m[0], plan.p2m[1] % WORD
+    if plan.total[0] <= end and start <= plan.total[1] % WORD:
         # Touching counts as overlap. This one text never had a full stop.
         text = "DOM0 P->M table overlaps initial mapping"
     elif _room_for_list(plan, start, end):

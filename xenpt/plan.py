@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from xenpt import abi
-from xenpt.abi import PAGE_SHIFT, pfn_up
+from xenpt.abi import L4_SIZE, PAGE_SHIFT, WORD, pfn_up
 from xenpt.arrangement import Plan
 from xenpt.dom0size import MAX_PAGES, Dom0Size, dom0_compute_nr_pages
 from xenpt.eras import Era, era_of
@@ -16,14 +16,13 @@ from xenpt.errors import UsageError
 from xenpt.inputs.config import Guest, Host
 from xenpt.inputs.kernel import Kernel
 from xenpt.layout import initial_layout
-from xenpt.listshape import L4_SIZE, ListShape, list_shape
+from xenpt.listshape import ListShape, list_shape
 from xenpt.panics import first_failure
 
 __all__ = ["Plan", "plan_dom0"]
 
 DIRECT_MAP_PAGES = 1 << 34  # 64 TiB: Linux' MAXMEM of 2^46 bytes (SPEC G3)
 LIST_FIELDS = frozenset({"first_p2m_pfn", "nr_p2m_frames"})  # of start_info, from Xen 3.4
-_WORD = 1 << 64
 
 
 def plan_dom0(
@@ -63,7 +62,7 @@ def plan_dom0(
     p2m, shape = layout.p2m, ListShape(0, 0, 0, 0, 0, 0)
     if list_base is not None:
         p2m = (list_base, list_base + list_bytes)
-        shape = list_shape(p2m[0], p2m[1] % _WORD, leaf=host.largest_leaf, mapped=layout.total)
+        shape = list_shape(p2m[0], p2m[1] % WORD, leaf=host.largest_leaf, mapped=layout.total)
     initrd = layout.initrd if layout.initrd and initrd_bytes else None
     initrd_pages = pfn_up(initrd_bytes) if era.initrd_in_place else 0
     chunk = 1 << layout.alloc_order
@@ -165,7 +164,7 @@ def limits_exceeded(plan: Plan) -> tuple[dict[str, Any], ...]:
          "Linux: MAXMEM of 2^46 bytes with 4-level paging"),
         (plan.list_outside and list_bytes > L4_SIZE, "bytes of the P->M list", L4_SIZE,
          "Linux takes over one L4 entry of the list (xen_setup_kernel_pagetable)"),
-        (plan.total[1] > _WORD, "end of the address space", _WORD,
+        (plan.total[1] > WORD, "end of the address space", WORD,
          "x86-64: the initial mapping would wrap past 2^64"),
     )  # fmt: skip
     return tuple(

@@ -4,7 +4,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from xenpt.abi import XENFEATURES
+from xenpt.abi import XENFEATURES, pfn_up
 from xenpt.domuplan import DomuPlan
 from xenpt.inputs.kernel import Kernel
 from xenpt.output import printable
@@ -40,7 +40,7 @@ def kernel_report(kernel: Kernel, name: str) -> Report:
         Table(
             ("segment at paddr", "in the file", "in memory", "pages"),
             [
-                (format_address(paddr), f"{filesz:,}", f"{memsz:,}", f"{-(-memsz // 4096):,}")
+                (format_address(paddr), f"{filesz:,}", f"{memsz:,}", f"{pfn_up(memsz):,}")
                 for paddr, filesz, memsz in kernel.segments
             ],
         ),

@@ -4,14 +4,13 @@
 import re
 import warnings
 
-from xenpt.abi import PAGE_SHIFT, PAGE_SIZE
+from xenpt.abi import PAGE_SHIFT, PAGE_SIZE, WORD
 from xenpt.errors import UsageError
 
 _SHIFTS = {"": 0, "B": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50}
 _SIZE = re.compile(
     r"(0x[0-9a-f]{1,40}|[0-9]{1,40}(?:\.[0-9]{1,40})?)\s*([kmgtp]?)(i?b)?", re.IGNORECASE
 )
-_LIMIT = 1 << 64
 
 
 class SizeWarning(UserWarning):
@@ -42,7 +41,7 @@ def parse_size(text: str) -> int:
         nr_bytes = _scaled(text, number, 0)
     else:
         raise UsageError(f"size {text!r}: unit missing, did you mean {number}G?")
-    if nr_bytes >= _LIMIT:
+    if nr_bytes >= WORD:
         raise UsageError(f"size {text!r}: 2**64 bytes or more")
     return nr_bytes
 
@@ -87,4 +86,4 @@ def format_pages(nr_pages: int) -> str:
 
 def format_address(address: int) -> str:
     """An address as Xen's log prints it: 16 hex digits, no prefix, modulo 2**64."""
-    return f"{address % _LIMIT:016x}"
+    return f"{address % WORD:016x}"

@@ -6,12 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from xenpt.abi import PAGE_SHIFT, PAGE_SIZE
+from xenpt.abi import PAGE_SHIFT, PAGE_SIZE, WORD
 from xenpt.errors import InputError, UsageError
 from xenpt.units import pages
 
 LEAF_SIZES = ("4k", "2m", "1g")
-_WORD = (1 << 64) - 1
 _AMOUNT = re.compile(
     r"(?:0[xX](?P<hex>[0-9a-fA-F]{1,40})|(?P<number>[0-9]{1,40}))(?P<unit>[tTgGmMkKbB%]?)"
 )
@@ -111,8 +110,8 @@ class MemSize:
 
     def of(self, available: int) -> int:
         """The amount in pages, modulo 2**64 as Xen computes it."""
-        amount = (self.pages + self.percent * available // 100) & _WORD
-        return (available - amount) & _WORD if self.minus else amount
+        amount = (self.pages + self.percent * available // 100) % WORD
+        return (available - amount) % WORD if self.minus else amount
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +163,7 @@ def _parse_amount(text: str, amount: str, percent_known: bool) -> MemSize:
             raise UsageError(f"dom0_mem {text!r}: only one size, and it must come first")
         else:
             shift = _AMOUNT_SHIFTS[found["unit"].upper()]
-            pages = ((number << shift) & _WORD) >> PAGE_SHIFT
+            pages = ((number << shift) % WORD) >> PAGE_SHIFT
     return MemSize(pages, percent, minus)
 
 

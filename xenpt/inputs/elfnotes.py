@@ -11,6 +11,7 @@ from typing import Any
 
 from xenpt.abi import (
     PAGE_SHIFT,
+    WORD,
     XEN_ELFNOTE_NAME,
     XEN_ELFNOTE_STRINGS,
     XEN_ELFNOTES,
@@ -27,7 +28,6 @@ MAX_TEXT_BYTES = 4096  # ELF_MAX_STRING_LENGTH
 MAX_WORDS_BYTES = 64  # of a note that is neither text nor number; real ones have 16 at most
 LEGACY_SECTION = "__xen_guest"
 _NUMBER_BYTES = (1, 2, 4, 8)
-_WORD = 1 << 64
 
 _LEGACY_ITEM = re.compile(r"([^,=]{0,31})(?:=([^,]{0,127}))?,?")
 _LEGACY_NAMES = {
@@ -175,7 +175,7 @@ def _legacy_values(items: list[XenNote]) -> dict[str, Any]:
             asked["PAE_MODE"] = "extcr3" if text == "yes[extended-cr3]" else "yes"
     if "HYPERCALL_PAGE" in asked:
         page = asked["HYPERCALL_PAGE"] << PAGE_SHIFT
-        asked["HYPERCALL_PAGE"] = (page + asked.get("VIRT_BASE", 0)) % _WORD
+        asked["HYPERCALL_PAGE"] = (page + asked.get("VIRT_BASE", 0)) % WORD
     return asked
 
 
@@ -186,7 +186,7 @@ def _c_number(text: str) -> int:
         return 0
     sixteen, eight, ten = match.groups()
     number = int(sixteen, 16) if sixteen else int(eight, 8) if eight else int(ten)
-    return number % _WORD
+    return number % WORD
 
 
 def _check_features(asked: Mapping[str, Any], elf: Elf) -> None:
@@ -218,8 +218,8 @@ def _addresses(elf: Elf, asked: Mapping[str, Any], *, legacy: bool) -> dict[str,
     image_end = _bsd_symtab_end(elf, end) if asked.get("BSD_SYMTAB") else end
     return {
         "virt_base": base,
-        "virt_kstart": (start + shift) % _WORD,
-        "virt_kend": (image_end + shift) % _WORD,
+        "virt_kstart": (start + shift) % WORD,
+        "virt_kend": (image_end + shift) % WORD,
         "entry": asked.get("ENTRY", elf.entry),
         "paddr": (start, end),
         "segments": segments,
@@ -231,7 +231,7 @@ def _check_segments(elf: Elf) -> None:
         if not segment.loadable:
             continue
         elf.bytes_at(segment.offset + segment.filesz, 0, f"segment {index}")
-        if segment.filesz > segment.memsz or segment.paddr + segment.memsz > _WORD:
+        if segment.filesz > segment.memsz or segment.paddr + segment.memsz > WORD:
             raise elf.error(f"segment {index} is larger than its place in memory", segment.offset)
 
 

@@ -4,13 +4,13 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from xenpt.abi import WORD
 from xenpt.errors import InputError
 from xenpt.inputs.elf import EM_386, EM_X86_64
 from xenpt.inputs.elfnotes import check_addresses
 
 PAE_MODES = ("no", "yes", "extcr3", "bimodal")
 REMARK = "source"  # a key that says where a data file is from; not a fact of the kernel
-_WORD = 1 << 64
 
 
 def kernel_fields(facts: object, source: object) -> dict[str, Any]:
@@ -55,8 +55,8 @@ def _place(fields: dict[str, Any], source: object) -> None:
         if not {"virt_kstart", "virt_kend"} <= fields.keys():
             raise InputError(source, "needs segments, paddr or both virt_kstart and virt_kend")
         fields["paddr"] = (
-            (fields["virt_kstart"] - base) % _WORD,
-            (fields["virt_kend"] - base) % _WORD,
+            (fields["virt_kstart"] - base) % WORD,
+            (fields["virt_kend"] - base) % WORD,
         )
     start, end = fields["paddr"]
     if start > end:
@@ -64,8 +64,8 @@ def _place(fields: dict[str, Any], source: object) -> None:
     fields.setdefault("segments", ((start, end - start, end - start),))
     if bounds(fields["segments"]) != (start, end):
         raise InputError(source, f"paddr [{start}, {end}] is not the range of the segments")
-    fields.setdefault("virt_kstart", (start + base) % _WORD)
-    fields.setdefault("virt_kend", (end + base) % _WORD)
+    fields.setdefault("virt_kstart", (start + base) % WORD)
+    fields.setdefault("virt_kend", (end + base) % WORD)
     fields.setdefault("entry", fields["virt_kstart"])
 
 
@@ -79,7 +79,7 @@ def _read(facts: Mapping[str, Any], key: str, source: object) -> Any:
 def _word(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{value!r} is not an integer")
-    if not 0 <= value < _WORD:
+    if not 0 <= value < WORD:
         raise ValueError(f"{value} is outside [0, 2**64)")
     return value
 
@@ -121,7 +121,7 @@ def _segments(value: object) -> tuple[tuple[int, ...], ...]:
         raise TypeError("not a list of [paddr, filesz, memsz]")
     segments = tuple(_words(item, 3) for item in value)
     for paddr, filesz, memsz in segments:
-        if filesz > memsz or paddr + memsz > _WORD:
+        if filesz > memsz or paddr + memsz > WORD:
             raise ValueError(f"[{paddr}, {filesz}, {memsz}] is not a segment")
     return segments
 

@@ -4,7 +4,7 @@ System.map, or what the section headers of a stripped image still say."""
 
 from pathlib import Path
 
-from xenpt.abi import PAGE_SIZE, round_up
+from xenpt.abi import PAGE_SIZE, WORD, round_up
 from xenpt.errors import InputError
 from xenpt.inputs.elf import Elf
 from xenpt.inputs.files import read_file
@@ -80,4 +80,4 @@ def _hex(text: str) -> int | None:
         value = int(text, 16)
     except ValueError:
         return None
-    return value if 0 <= value < 1 << 64 else None
+    return value if 0 <= value < WORD else None

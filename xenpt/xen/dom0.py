@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xenpt import abi
-from xenpt.abi import PAGE_SHIFT, PAGE_SIZE, TABLE_SHIFT
+from xenpt.abi import L2_SIZE, L3_SHIFT, PAGE_SHIFT, PAGE_SIZE, TABLE_SHIFT
 from xenpt.engine import map_on_demand
 from xenpt.errors import PanicError
 from xenpt.extents import P2M, Mapping, Runs, coalesce, expand, make_runs
@@ -81,7 +81,7 @@ class Domain:
         root = level == level.max()
         info["pfn"] = pfn
         info["count_info"] = np.uint64(abi.PGC_ALLOCATED + 2) + mapped.astype("<u8") + root
-        info["type_info"] = (level << np.uint64(61)) | np.uint64(abi.PGT_VALIDATED)
+        info["type_info"] = level * np.uint64(abi.PGT_L1_PAGE_TABLE) | np.uint64(abi.PGT_VALIDATED)
         info["type_info"] += np.where(root, np.uint64(abi.PGT_PINNED + 2), np.uint64(1))
         return info
 
@@ -149,14 +149,14 @@ def _table_order(plan: Plan) -> list[tuple[int, int]]:
     root = (3, 0) if compat else (4, 0)
     order = [] if compat and not plan.era.compat_l3_first else [root]
     seen = {root}
-    for l1 in range(abi.round_down(v_start, 1 << 21), v_end, 1 << 21):
+    for l1 in range(abi.round_down(v_start, L2_SIZE), v_end, L2_SIZE):
         for level in (1, 2, 3):
             table = level, abi.round_down(l1, 1 << (PAGE_SHIFT + TABLE_SHIFT * level))
             if table not in seen or (table == root and table not in order):
                 seen.add(table)
                 order.append(table)
     if compat:  # all four slots of a PAE root are populated
-        order += [(2, slot << 30) for slot in range(4) if (2, slot << 30) not in seen]
+        order += [(2, slot << L3_SHIFT) for slot in range(4) if (2, slot << L3_SHIFT) not in seen]
     return order
 
 

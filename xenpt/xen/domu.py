@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from xenpt import abi
-from xenpt.abi import PAGE_SHIFT, TABLE_SHIFT
+from xenpt.abi import PAGE_SHIFT, TABLE_SHIFT, VADDR_BITS, VPN_END, WORD
 from xenpt.domuplan import DomuPlan
-from xenpt.domutables import WORD, TableMap, in_xen_slots, overwritten
+from xenpt.domutables import TableMap, in_xen_slots, overwritten
 from xenpt.engine import clear
 from xenpt.errors import PanicError
 from xenpt.extents import P2M, Mapping, clip, coalesce, make_runs, sort_tables
@@ -23,13 +23,16 @@ from xenpt.xen.dom0 import Domain
 from xenpt.xen.heap import Heap
 
 Row = tuple[int, int, int, int, int, int]
-SUPERPAGE_ORDER, SUPERPAGE_BATCH = 9, 512  # extents of 2 MiB, at most that many in one call
+SUPERPAGE_ORDER, SUPERPAGE_BATCH = (
+    TABLE_SHIFT,
+    512,
+)  # extents of 2 MiB, at most that many in one call
 PAGE_BATCH = 1 << 20  # pages in one call
 FIRST_FREE_MFN = 0x100  # of a modelled host
 LOW_MFN = 0xFF  # its page below 4 GiB for a PAE root that needs one
-MFN_4G = 1 << 20
-CANONICAL_HALF = 1 << 47
-HIGH_HALF = WORD - (1 << 48)  # what sign extension adds above the lower half
+MFN_4G = (4 << 30) >> PAGE_SHIFT
+CANONICAL_HALF = 1 << (VADDR_BITS - 1)
+HIGH_HALF = WORD - (1 << VADDR_BITS)  # what sign extension adds above the lower half
 
 
 @dataclass(frozen=True)
@@ -144,7 +147,7 @@ def _initial_mapping(plan: DomuPlan, pinned: bool) -> Mapping:
     leaves = make_runs(rows)
     if hidden := overwritten(plan.maps):
         start, end = (_canonical(vaddr) >> PAGE_SHIFT for vaddr in hidden)
-        leaves = np.concatenate((clip(leaves, 0, start), clip(leaves, end, 1 << 52)))
+        leaves = np.concatenate((clip(leaves, 0, start), clip(leaves, end, VPN_END)))
     return Mapping(coalesce(leaves), _tables(plan, one, pinned))
 
 
@@ -177,7 +180,7 @@ def _tables(plan: DomuPlan, one: TableMap, pinned: bool) -> npt.NDArray[np.void]
 def _rows(start: int, nr: int, pfn: int, table_level: int, flags: int) -> list[Row]:
     """RUN rows of `nr` entries from a 48-bit address on: leaves (level 0) or tables of a level."""
     shift = PAGE_SHIFT + TABLE_SHIFT * table_level
-    low = min(nr, max(0, (CANONICAL_HALF - start) >> shift)) if shift < 48 else nr
+    low = min(nr, max(0, (CANONICAL_HALF - start) >> shift)) if shift < VADDR_BITS else nr
     level = max(table_level, 1)
     rows = []
     for skip, count in ((0, low), (low, nr - low)):

@@ -12,6 +12,8 @@ import numpy.typing as npt
 
 from xenpt.abi import (
     ENTRIES,
+    HYPERVISOR_VIRT_END,
+    HYPERVISOR_VIRT_START,
     LEVELS,
     PAGE_SHIFT,
     PGC_COUNT_MASK,
@@ -29,12 +31,17 @@ from xenpt.abi import (
     PTE_PWT,
     PTE_RW,
     PTE_USER,
+    WORD,
+    table_slot,
 )
 from xenpt.xen.frames import FrameTable, Mask, Mfns, Words
 
 CACHE_FLAGS = PTE_PWT | PTE_PCD | PTE_PSE  # PSE is PAT in an L1 entry
 UNCACHED = PTE_PWT | PTE_PCD  # _PAGE_UC
-XEN_SLOTS = range(256, 272)  # of an L4 table (SPEC A7)
+#: Slots of an L4 table.
+XEN_SLOTS = range(
+    table_slot(HYPERVISOR_VIRT_START, LEVELS), table_slot(HYPERVISOR_VIRT_END, LEVELS)
+)
 #: Whether each PWT | PCD << 1 | PAT << 2 is uncached or write-combining in XEN_MSR_PAT.
 _PAT_UNCACHED = (False, False, True, True, True, False, True, True)
 
@@ -152,7 +159,7 @@ def take(taken: L1References, frames: FrameTable) -> int:
     count_info, type_info = frames.gather(taken.mfns)
     fresh = (taken.nr_writable > 0) & (type_info & PGT_COUNT_MASK == 0)
     changes = fresh & (type_info & np.uint64(PGT_TYPE_MASK) != np.uint64(PGT_WRITABLE_PAGE))
-    kept = type_info & np.uint64(~(PGT_TYPE_MASK | PGT_VALIDATED) & (1 << 64) - 1)
+    kept = type_info & np.uint64(~(PGT_TYPE_MASK | PGT_VALIDATED) % WORD)
     type_info = np.where(fresh, kept | np.uint64(PGT_WRITABLE_PAGE | PGT_VALIDATED), type_info)
     frames.scatter(
         taken.mfns,
