@@ -71,9 +71,9 @@ class _Level:
     ranges: npt.NDArray[np.uint64]
 
     def chunks(self) -> Iterator[tuple[int, int]]:
-        """Half-open stretches of entries: whole tables, those that hold any."""
-        first = self.entries.start // ENTRIES * ENTRIES
-        last = -(-self.entries.end // ENTRIES) * ENTRIES
+        """Half-open stretches of entries: whole tables, those that hold any or should."""
+        first = np.concatenate((self.entries.start, self.expected.start)) // ENTRIES * ENTRIES
+        last = -(-np.concatenate((self.entries.end, self.expected.end)) // ENTRIES) * ENTRIES
         for start, end in join_ranges(np.stack((first, last), axis=1)).tolist():
             for at in range(start, end, CHUNK_ENTRIES):
                 yield at, min(at + CHUNK_ENTRIES, end)

@@ -39,3 +39,10 @@ def test_a_fault_names_the_window():
     vaddr = (DIRECT_MAP + CHUNK_ENTRIES + 513) << 12
     with pytest.raises(MappingError, match="level 1 from 0xffff889000000000"):
         stream(mapping, p2m, flip=vaddr)
+
+
+def test_a_leaf_that_is_expected_where_no_table_is_must_not_be_overlooked():
+    mapping, p2m = direct_map(3)
+    more = make_runs([(DIRECT_MAP, 0, 3, 1, 1, L1_PROT_DOM0), (DIRECT_MAP + 512, 3, 1, 1, 1, 1)])
+    with pytest.raises(MappingError, match="do not hold what the extents say"):
+        stream(mapping, p2m, expected=more)
