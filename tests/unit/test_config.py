@@ -170,6 +170,11 @@ def test_e820_file_that_cannot_be_read(tmp_path):
         read_e820(tmp_path / "nothing")
 
 
+def test_e820_file_without_an_end_is_refused_in_time():
+    with pytest.raises(InputError, match="more than the 64 MiB that a log may have"):
+        read_e820("/dev/zero")
+
+
 def test_host_takes_texts_and_knows_its_map():
     host = Host(memory="2 TiB", superpages="1G")
     assert (host.memory, host.superpages) == (1 << 29, "1g")

@@ -11,6 +11,7 @@ from xenpt.errors import InputError, UsageError
 from xenpt.units import pages
 
 LEAF_SIZES = ("4k", "2m", "1g")
+MAX_LOG_BYTES = 64 << 20
 _AMOUNT = re.compile(
     r"(?:0[xX](?P<hex>[0-9a-fA-F]{1,40})|(?P<number>[0-9]{1,40}))(?P<unit>[tTgGmMkKbB%]?)"
 )
@@ -204,15 +205,18 @@ def parse_e820(lines: Iterable[str], *, source: object = "e820") -> tuple[Ram, .
 
 
 def read_e820(path: str | Path) -> tuple[Ram, ...]:
-    """The machine's map from a log file, see `parse_e820`.
+    """The machine's map from a log file or a pipe, see `parse_e820`.
 
-    :raises InputError: the file cannot be read, or holds no map
+    :raises InputError: the file cannot be read, has no end, or holds no map
     """
     try:
-        text = Path(path).read_text("utf-8", errors="replace")
+        with open(path, "rb") as file:
+            raw = file.read(MAX_LOG_BYTES + 1)
     except OSError as error:
         raise InputError(path, error.strerror or str(error)) from error
-    return parse_e820(text.splitlines(), source=path)
+    if len(raw) > MAX_LOG_BYTES:
+        raise InputError(path, f"more than the {MAX_LOG_BYTES >> 20} MiB that a log may have")
+    return parse_e820(raw.decode("utf-8", "replace").splitlines(), source=path)
 
 
 def flat_e820(nr_pages: int) -> tuple[Ram, ...]:
