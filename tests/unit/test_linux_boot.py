@@ -11,6 +11,7 @@ from xenpt.errors import PanicError
 from xenpt.inputs.config import Host, Ram
 from xenpt.inputs.kernel import default_kernel
 from xenpt.linux import PROFILES, SEED, V4_1, V4_3, V6_1, V6_12, Boot, Stage
+from xenpt.linux.state import NotModelled
 from xenpt.plan import plan_dom0
 from xenpt.xen.dom0 import Domain, build
 from xenpt.xen.domu import build_domu
@@ -276,3 +277,28 @@ def test_frames_without_room_behind_are_released_one_by_one():
     cost = costs(GIB, e820=e820)["memory_setup"]
     assert cost.by_type["memory_op"] == 2 + 97
     assert cost.by_type["update_va_mapping"] == 97
+
+
+@pytest.mark.parametrize(
+    ("rules", "text"),
+    [
+        (SEED, "Out of memory"),
+        (
+            replace(V6_1, page_limit=SEED.page_limit),
+            "alloc_p2m_page: Failed to allocate 4096 bytes align=0x1000",
+        ),
+    ],
+    ids=["bootmem", "memblock"],
+)
+def test_a_list_that_is_larger_than_what_linux_uses_cannot_be_copied(rules, text):
+    boot = Boot(domain(160 << 28), rules=rules).run()  # twice 320 GiB in 500 GiB of memory
+    assert boot.panic == f"Kernel panic - not syncing: {text}"
+    assert boot.results[-1].name == Stage.PAGING_INIT.value
+
+
+@pytest.mark.parametrize("rules", [SEED, V6_1], ids=["seed", "v6.1"])
+def test_struct_pages_without_room_are_no_panic_of_linux(rules):
+    # All but the first 160 MiB lies behind 4 GiB and is not there before remap_memory().
+    e820 = [Ram(0, 160 << 20), Ram(4 << 30, 20 << 30)]
+    with pytest.raises(NotModelled, match="struct pages of 82 sections"):
+        Boot(domain(GIB), rules=rules, e820=e820).run()

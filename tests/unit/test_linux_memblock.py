@@ -7,6 +7,7 @@ from xenpt.linux.memblock import Memblock, Regions
 from xenpt.linux.pages import Pages, take_block
 from xenpt.linux.state import LinuxPanic
 
+NONE_LEFT = LinuxPanic("none is left")
 MIB = 1 << 20
 
 
@@ -43,9 +44,9 @@ def test_a_block_is_found_as_high_as_its_alignment_allows():
     memblock = Memblock(Regions.of([(0, 7 * MIB)])).reserve(6 * MIB, 6 * MIB + 4096)
     assert memblock.find(2 * MIB, 2 * MIB, 0, 7 * MIB) == 4 * MIB
     assert memblock.find(4 * MIB, 4 * MIB, MIB, 7 * MIB) is None
-    assert take_block(memblock, 2 * MIB, 2 * MIB)[1] == 4 * MIB
+    assert take_block(memblock, 2 * MIB, 2 * MIB, NONE_LEFT)[1] == 4 * MIB
     with pytest.raises(LinuxPanic):
-        take_block(memblock, 16 * MIB, 4096)
+        take_block(memblock, 16 * MIB, 4096, NONE_LEFT)
 
 
 def test_page_0_is_never_taken():
@@ -57,15 +58,15 @@ def test_pages_are_taken_from_the_top_across_holes():
     taken, runs = memblock.take_pages(4, 0, MIB)
     assert runs == ((9, 2), (4, 2))
     assert taken.reserved.ranges == ((3 * 4096, 5 * 4096), (8 * 4096, 10 * 4096))
-    pages = Pages(memblock)
+    pages = Pages(memblock, NONE_LEFT)
     assert [pages.next() for _ in range(3)] == [9, 8, 4]
     pages.skip(1)
     assert pages.memblock.reserved == taken.reserved
     assert pages.nr == 4
 
 
-def test_running_out_of_pages_is_a_panic_of_linux():
-    pages = Pages(Memblock(Regions.of([(4096, 3 * 4096)])))
+def test_who_runs_out_of_pages_says_what_that_means():
+    pages = Pages(Memblock(Regions.of([(4096, 3 * 4096)])), NONE_LEFT)
     pages.skip(2)
-    with pytest.raises(LinuxPanic, match="no page is left"):
+    with pytest.raises(LinuxPanic, match="none is left"):
         pages.next()

@@ -33,12 +33,13 @@ from xenpt.linux.memblock import Regions
 from xenpt.linux.pages import Pages
 from xenpt.linux.pagetable import PAGE_KERNEL, PAGE_KERNEL_RO
 from xenpt.linux.rules import GIB_PAGES
-from xenpt.linux.state import PMD_SIZE, BootState
+from xenpt.linux.state import PMD_SIZE, BootState, LinuxPanic
 from xenpt.xen.hypercalls import Hypercalls
 
 P2M_PER_PAGE = PAGE_SIZE // 8
 BLOCK = P2M_PER_PAGE * ENTRIES  # pfns of one L1 table of the list
 Row = tuple[int, int, int, int]
+_NO_PAGE = "alloc_p2m_page: Failed to allocate 4096 bytes align=0x1000"
 KERNPG_TABLE = PTE_DIRTY | PTE_ACCESSED | PTE_RW | PTE_PRESENT
 
 
@@ -82,7 +83,9 @@ class _Tree:
     """
 
     def __init__(self, state: BootState, hc: Hypercalls) -> None:
-        self.state, self.hc, self.pages = state, hc, Pages(state.memblock)
+        self.state, self.hc = state, hc
+        text = "Out of memory" if state.rules.list_pages_by_bootmem else _NO_PAGE
+        self.pages = Pages(state.memblock, LinuxPanic(f"Kernel panic - not syncing: {text}"))
         self.tables: dict[tuple[int, int], int] = {}
         self.filler = self.filler_table = 0
         self.filler_tables: tuple[int, ...] = ()

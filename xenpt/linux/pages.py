@@ -6,21 +6,20 @@ from collections.abc import Sequence
 import numpy as np
 
 from xenpt.abi import PAGE_SHIFT, PAGE_SIZE
+from xenpt.errors import XenptError
 from xenpt.extents import Runs, entry_pages, run_array
 from xenpt.linux.memblock import Memblock, Range
-from xenpt.linux.state import LinuxPanic
-
-_NO_PAGE = "Kernel panic - not syncing: memblock_alloc: no page is left"
 
 
 class Pages:
     """The highest free page, then the next lower one, and so on.
 
+    :param without: what to raise when there is none
     :ivar nr: pages taken so far
     """
 
-    def __init__(self, memblock: Memblock) -> None:
-        self._memblock = memblock
+    def __init__(self, memblock: Memblock, without: XenptError) -> None:
+        self._memblock, self._without = memblock, without
         top = memblock.memory.ranges[-1][1] if memblock.memory.ranges else 0
         free = memblock.memory.clip(PAGE_SIZE, top) - memblock.reserved
         self._free = [(a >> PAGE_SHIFT, b >> PAGE_SHIFT) for a, b in free]
@@ -30,7 +29,7 @@ class Pages:
     def next(self) -> int:
         """Frame of the next page.
 
-        :raises LinuxPanic: there is none
+        :raises XenptError: there is none
         """
         self.skip(1)
         return self._taken[-1][0]
@@ -38,12 +37,12 @@ class Pages:
     def skip(self, nr: int) -> None:
         """Take `nr` pages that nobody names.
 
-        :raises LinuxPanic: there are fewer
+        :raises XenptError: there are fewer
         """
         self.nr += nr
         while nr > 0:
             if not self._free:
-                raise LinuxPanic(_NO_PAGE)
+                raise self._without
             start, end = self._free.pop()
             got = min(nr, end - start)
             nr -= got
@@ -94,13 +93,15 @@ class Pages:
         return memblock
 
 
-def take_block(memblock: Memblock, nr_bytes: int, align: int) -> tuple[Memblock, int]:
+def take_block(
+    memblock: Memblock, nr_bytes: int, align: int, without: XenptError
+) -> tuple[Memblock, int]:
     """Allocate the highest aligned block: the memblock with it reserved, and its first byte.
 
-    :raises LinuxPanic: no block is that large
+    :raises XenptError: `without`, if no block is that large
     """
     top = memblock.memory.ranges[-1][1] if memblock.memory.ranges else 0
     start = memblock.find(nr_bytes, align, 0, top)
     if start is None:
-        raise LinuxPanic(_NO_PAGE)
+        raise without
     return memblock.reserve(start, start + nr_bytes), start

@@ -122,6 +122,8 @@ class LinuxRules:
     set_pte_hypercall: bool
     # p2m.c, xen_vmalloc_p2m_tree(): CONFIG_XEN_(BALLOON_)MEMORY_HOTPLUG_LIMIT in GiB; 0 without.
     hotplug_limit_gib: int
+    # alloc_p2m_page() asks bootmem, which gives up in its own words; memblock since 5.1.
+    list_pages_by_bootmem: bool
     cleanup: CleanupRules
 
 
@@ -154,6 +156,7 @@ V4_1: Final = LinuxRules(
     asks_writable_tables=True,
     set_pte_hypercall=False,
     hotplug_limit_gib=512,
+    list_pages_by_bootmem=True,
     cleanup=CleanupRules(
         skip_empty_entries=False,
         depth_first=False,
@@ -208,6 +211,7 @@ V6_1: Final = LinuxRules(
     asks_writable_tables=False,
     set_pte_hypercall=True,
     hotplug_limit_gib=512,
+    list_pages_by_bootmem=False,
     cleanup=CleanupRules(
         skip_empty_entries=True,
         depth_first=True,

@@ -28,6 +28,10 @@ class LinuxPanic(XenptError):
     """Linux gives up; the text is its own."""
 
 
+class NotModelled(XenptError):
+    """Linux goes on, but in a way that is not modelled: there is no verdict."""
+
+
 @dataclass(frozen=True, slots=True)
 class InitialList:
     """The P->M list that Linux starts with: where Xen put it, or where Linux moved it.

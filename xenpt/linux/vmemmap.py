@@ -17,21 +17,28 @@ from xenpt.linux.directmap import KERNEL_PTE
 from xenpt.linux.memblock import Regions
 from xenpt.linux.pages import Pages, take_block
 from xenpt.linux.pagetable import PAGE_KERNEL
-from xenpt.linux.state import PMD_SIZE, BootState
+from xenpt.linux.state import PMD_SIZE, BootState, NotModelled
 from xenpt.xen.hypercalls import Hypercalls
 
 SECTION_SHIFT = 27  # 128 MiB: 512 pages of struct pages (64 bytes each), one L1 table
 
 
 def paging_init(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]:
-    """Map the vmemmap of each section, one L1 table and 512 entries a section."""
+    """Map the vmemmap of each section, one L1 table and 512 entries a section.
+
+    :raises NotModelled: not all of them find memory (sparse_init_nid() leaves out the rest)
+    """
     sections = Regions.of(
         (start >> SECTION_SHIFT, ((end - 1) >> SECTION_SHIFT) + 1)
         for start, end in state.memblock.memory
     )
-    memblock, data = take_block(state.memblock, sections.size * PMD_SIZE, PMD_SIZE)
+    gap = NotModelled(
+        f"no memory is left for the struct pages of {sections.size} sections: Linux then boots "
+        "with fewer of them, which is not modelled"
+    )
+    memblock, data = take_block(state.memblock, sections.size * PMD_SIZE, PMD_SIZE, gap)
     frame = data >> PAGE_SHIFT
-    pages = Pages(memblock)
+    pages = Pages(memblock, gap)
     placed: dict[int, list[tuple[int, int, int, int]]] = {1: [], 2: [], 3: []}
     number, tables = {2: -1, 3: -1}, {4: state.root_pfn}
     for section, nr in _runs_of_one_l2(state, sections):
