@@ -267,8 +267,31 @@ def test_room_that_the_domain_does_not_have_is_no_room():
 
 
 def test_the_seed_does_not_look_for_holes_under_the_list():
-    """SPEC H3."""
-    assert Boot(domain(GIB), rules=SEED, e820=HOLE_OVER_THE_LIST).run().verdict == "boots"
+    """SPEC H3: it overwrites what is there, so that nothing counted from then on is real."""
+    boot = Boot(domain(GIB), rules=SEED, e820=HOLE_OVER_THE_LIST).run()
+    assert boot.verdict == "boots"
+    (limit,) = boot.beyond
+    assert (limit["limit"], limit["value"]) == ("end of RAM for the P->M list", 0x8000000)
+    assert "overwrites frames in holes" in limit["source"]
+    assert not Boot(domain(GIB), rules=SEED, e820=[Ram(0, 0x8800000), Ram(1 << 32, 8 << 30)]).beyond
+
+
+def test_whatever_lies_in_a_hole_is_named():
+    plan = plan_dom0(default_kernel(), Host(), nr_pages=GIB, initrd_bytes=12345678)
+    e820 = [Ram(0, 0x1000000), Ram(0x2000000, 0x4A01000), Ram(0x4B00000, 8 << 30)]
+    for rules in (SEED, V4_1):
+        boot = Boot(build(plan), rules=rules, e820=e820).run_to(Stage.MEMORY_SETUP)
+        found = {limit["limit"]: limit["value"] for limit in boot.beyond}
+        assert found == {
+            "end of RAM for the kernel": 0x1000000,
+            "end of RAM for the page tables": 0x4A01000,
+        }
+    e820 = [Ram(0, 0x8001000), Ram(0x9000000, 8 << 30)]
+    boot = Boot(build(plan), rules=SEED, e820=e820).run_to(Stage.MEMORY_SETUP)
+    assert [limit["limit"] for limit in boot.beyond] == [
+        "end of RAM for the P->M list",
+        "end of RAM for the initrd",
+    ]
 
 
 def test_frames_without_room_behind_are_released_one_by_one():

@@ -80,6 +80,11 @@ def in_one_ram_entry(table: E820, start: int, end: int) -> bool:
     return any(e.type == RAM and e.start <= start and end <= e.end for e in table)
 
 
+def end_of_ram(table: E820, at: int) -> int:
+    """End of the RAM entry that holds byte `at`; `at` itself if none does."""
+    return next((e.end for e in table if e.type == RAM and e.start <= at < e.end), at)
+
+
 def ram_regions(table: E820) -> Regions:
     """RAM in whole pages, bytes [start, end)."""
     return Regions.of(
