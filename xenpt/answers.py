@@ -24,7 +24,7 @@ from xenpt.errors import UsageError
 from xenpt.inputs.config import LEAF_SIZES, Host, read_e820
 from xenpt.inputs.initrd import Initrd, read_initrd
 from xenpt.inputs.kernel import Kernel, default_kernel, read_kernel
-from xenpt.linux import PROFILES, SEED, Boot, LinuxRules, free_initial_p2m, with_rules
+from xenpt.linux import PROFILES, SEED, Boot, Cleanup, LinuxRules, free_initial_p2m, with_rules
 from xenpt.linux.state import LinuxPanic
 from xenpt.linux.streamed import stream_boot
 from xenpt.measured import walk_seconds
@@ -104,12 +104,12 @@ def cleanup(options: Namespace) -> Answer:
     rules = _rules(options)
     planned = _plan(options)
     if planned.panic:
-        panic = {"profile": rules.name, **_chosen(planned), "panic": planned.panic}
-        return Answer(panic, panic_report(planned, rules.name), NO)
+        data = _no_cleanup(planned, rules, planned.panic)
+        return Answer(data, panic_report(planned, rules.name), NO)
     try:
         freed = _freed(planned, rules)
     except LinuxPanic as panic:
-        data = {"profile": rules.name, **_chosen(planned), "panic": str(panic)}
+        data = _no_cleanup(planned, rules, str(panic))
         return Answer(data, panic_report(planned, rules.name, str(panic)), NO)
     variants = list(_variants(freed.domain, rules))
     data = {
@@ -119,6 +119,13 @@ def cleanup(options: Namespace) -> Answer:
         "variants": {v.plan.host.superpages: v.cleanup.as_dict() for v in variants},
     }
     return Answer(data, cleanup_report(freed, variants))
+
+
+def _no_cleanup(planned: Plan, rules: LinuxRules, panic: str) -> dict[str, Any]:
+    """The `cleanup` object where there is none: every key, nothing counted."""
+    keys = [*Cleanup.of_nothing(rules.name).as_dict(), "variants"]
+    known = {"profile": rules.name, **_chosen(planned), "panic": panic}
+    return dict.fromkeys(keys) | known
 
 
 def sweep(options: Namespace) -> Answer:
@@ -280,6 +287,8 @@ def _rules(options: Namespace) -> LinuxRules:
 
 
 def _host(options: Namespace) -> Host:
+    if options.host is not None and options.e820 != "flat":
+        raise UsageError("--host and --e820 FILE both say what memory the host has: give one")
     auto = BUILDERS["dom0"].superpages
     return Host(
         xen=options.xen,

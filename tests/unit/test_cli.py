@@ -106,6 +106,10 @@ def test_version(xenpt):
         (["plan", "1K"], "size '1K': less than one page of 4 KiB"),
         (["plan"], "give MEMORY, such as 600G, or the host's memory: --host SIZE or --e820 FILE"),
         (
+            ["plan", "--host", "4G", "--e820", "log"],
+            "--host and --e820 FILE both say what memory the host has: give one",
+        ),
+        (
             ["plan", "--dom0-mem", "4G"],
             "--dom0-mem needs the host's memory: --host SIZE or --e820 FILE",
         ),

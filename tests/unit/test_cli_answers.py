@@ -110,6 +110,17 @@ def test_cleanup_of_a_list_inside_has_no_hypercall_for_each_page(answer, xenpt):
     assert "modelled" not in out
 
 
+@pytest.mark.parametrize("options", [["--no-init-p2m"], ["--linux", "v4.1"]], ids=["Xen", "Linux"])
+def test_cleanup_that_never_comes_has_all_keys(xenpt, options):
+    _, out = xenpt("cleanup", "600G", "--json")
+    keys = list(json.loads(out))
+    status, out = xenpt("cleanup", "600G", *options, "--json")
+    found = json.loads(out)
+    assert (status, sorted(found)) == (1, sorted(keys))
+    named = {"profile", "builder", "p2m_leaf", "panic"}
+    assert {key for key, value in found.items() if value is not None} == named
+
+
 @pytest.mark.parametrize("command", ["boot", "cleanup"])
 def test_dom0_that_xen_does_not_build_is_status_1(xenpt, command):
     status, out = xenpt(command, "600G", "--no-init-p2m", "--json")

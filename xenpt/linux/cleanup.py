@@ -45,6 +45,11 @@ class Cleanup:
     set_entries: dict[str, int]
     unpin: int
 
+    @classmethod
+    def of_nothing(cls, profile: str) -> "Cleanup":
+        """One that does nothing."""
+        return cls(profile, Cost(), {"l2": 0, "l3": 0, "l4": 0}, 0)
+
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready counts."""
         cost = self.cost
