@@ -232,6 +232,7 @@ def _panicked_boot(planned: Plan) -> dict[str, Any]:
         "cleanup": None,
         "memblock": {"setup": None, "cleanup": None},
         "beyond": planned.beyond,
+        "warnings": [],
     }
 
 

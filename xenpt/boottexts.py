@@ -44,7 +44,9 @@ def boot_report(boot: Boot, beyond: Iterable[dict[str, Any]]) -> Report:
             f"{_made_writable(cost):,} pages made writable, {cost.pages_freed:,} pages freed by "
             f"{cost.memblock_free_calls:,} calls of memblock_free."
         )
-        report += [Line(), Prose(text), *_leak_report(cost)]
+        report += [Line(), Prose(text)]
+    for bug in boot.bugs:
+        report += [Line(), Prose(f"bug {bug.id}: {bug.text}. Fix: {bug.fix}.", BAD)]
     return [*report, *beyond_report(beyond)]
 
 

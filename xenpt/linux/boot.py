@@ -15,6 +15,7 @@ from xenpt.cost import Cost
 from xenpt.errors import PanicError, UsageError
 from xenpt.extents import Mapping
 from xenpt.inputs.config import Ram as E820Entry
+from xenpt.linux.bugs import Bug, Seen, bugs_met
 from xenpt.linux.cleanup import Cleanup, free_list, p2m_free
 from xenpt.linux.e820 import end_of_ram, in_one_ram_entry
 from xenpt.linux.memblock import Memblock
@@ -22,7 +23,7 @@ from xenpt.linux.pagetable import cleanup_highmap, setup_kernel_pagetable
 from xenpt.linux.rules import MAINLINE, LinuxRules
 from xenpt.linux.setup import MAXMEM_PAGES
 from xenpt.linux.stages import STAGES, Stage
-from xenpt.linux.state import DOM0_DIES, BootState, InitialList, LinuxPanic
+from xenpt.linux.state import DOM0_DIES, RELOCATED_VADDR, BootState, InitialList, LinuxPanic
 from xenpt.xen.dom0 import Domain, setup_pv_physmap
 from xenpt.xen.hypercalls import Call, Hypercalls
 
@@ -105,6 +106,7 @@ class Boot:
     def _run(self, stage: Stage) -> None:
         if stage is _dies_in(self.state):
             raise LinuxPanic(DOM0_DIES)
+        self._check_unpin(stage)
         hc = Hypercalls(record=self.record)
         self.state, outcome = STAGES[stage](self.state, hc)
         if isinstance(outcome, Cleanup):
@@ -114,6 +116,27 @@ class Boot:
             self._memblock["setup"] = self.state.memblock
         calls = None if hc.log is None else tuple(hc.log)
         self.results.append(StageResult(stage.value, outcome, hc.mmuext, calls))
+
+    def _check_unpin(self, stage: Stage) -> None:
+        """Tables that Linux pinned must be unpinned, and those that Xen built cannot be (SPEC H5).
+
+        Linux tells them by the address alone: a list that Xen put where Linux would move it to.
+        """
+        if stage is not Stage.P2M_FREE or self.state.initial_list.vaddr != RELOCATED_VADDR:
+            return
+        pinned = self.domain.plan.mfn_list != RELOCATED_VADDR
+        if pinned and not self.rules.cleanup.unpin_relocated:
+            raise LinuxPanic("kernel BUG in make_lowmem_page_readwrite(): a pinned page table")
+        if self.rules.cleanup.unpin_relocated and not pinned:
+            raise LinuxPanic("kernel BUG in pin_pagetable_pfn(): unpin of a table never pinned")
+
+    @property
+    def bugs(self) -> list[Bug]:
+        """Bugs of this generation that the stages run into without giving up."""
+        done = {result.name: result.cost for result in self.results}
+        setup = done.get(Stage.MEMORY_SETUP.value)
+        memory_ops = None if setup is None else setup.by_type["memory_op"]
+        return bugs_met(Seen(self.state, self.cleanup, memory_ops))
 
     @property
     def beyond(self) -> list[dict[str, Any]]:
@@ -186,6 +209,7 @@ class Boot:
                 for point in ("setup", "cleanup")
             },
             "beyond": self.beyond,
+            "warnings": [bug.as_dict() for bug in self.bugs],
         }
 
 

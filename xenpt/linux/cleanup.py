@@ -196,21 +196,27 @@ def _free_inside(state: BootState, hc: Hypercalls) -> tuple[BootState, Cleanup]:
 
     (Outside, the second of these finds nothing: cleanup_highmap() went up to max_pfn_mapped.)
     """
-    start = int(state.domain.plan.mfn_list)
+    (vaddr, last), tables = highmap_ranges(state)
+    state, list_cost = clean_highmap(state, hc, vaddr, last)
+    state, table_cost = clean_highmap(state, hc, *tables)
     size = pfn_up(8 * state.nr_pages) << PAGE_SHIFT
-    pt_start, pt_end = state.domain.plan.page_tables
-    pt_last = pt_start + round_up(pt_end - pt_start, PMD_SIZE)
-    if state.rules.cleanup.align_table_range_end:
-        pt_last = round_up(pt_end, 2 * PMD_SIZE)
-    state, list_cost = clean_highmap(state, hc, start, start + round_up(size, PMD_SIZE))
-    state, table_cost = clean_highmap(state, hc, pt_start, pt_last)
     cost = Cost(
         by_type=dict(hc.by_type),
         entries_read=(list_cost + table_cost).entries_read,
         memblock_free_calls=1,
         pages_freed=size >> PAGE_SHIFT,
     )
-    first = state.pfn(start) << PAGE_SHIFT
+    first = state.pfn(vaddr) << PAGE_SHIFT
     new = replace(state, memblock=state.memblock.free(first, first + size))
     nr_cleared = cost.by_type["mmu_update"]
     return new, Cleanup(state.rules.name, cost, {"l2": nr_cleared, "l3": 0, "l4": 0}, 0)
+
+
+def highmap_ranges(state: BootState) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(first, last) address of what xen_cleanhighmap() visits: the list, Xen's page tables."""
+    start = state.initial_list.vaddr
+    pt_start, pt_end = state.domain.plan.page_tables
+    pt_last = pt_start + round_up(pt_end - pt_start, PMD_SIZE)
+    if state.rules.cleanup.align_table_range_end:
+        pt_last = round_up(pt_end, 2 * PMD_SIZE)
+    return (start, start + round_up(8 * state.nr_pages, PMD_SIZE)), (pt_start, pt_last)

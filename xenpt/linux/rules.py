@@ -120,6 +120,9 @@ class LinuxRules:
     # mmu_pv.c, xen_pagetable_init(): set_pte is a hypercall before paging_init() (v6.1), not a
     # trapped store.
     set_pte_hypercall: bool
+    # The walk that marks all tables as pinned comes before the free of the list, and knows no
+    # large pages (SPEC H9); since 4.18 it comes behind it (xen_after_bootmem).
+    marks_pinned_first: bool
     # p2m.c, xen_vmalloc_p2m_tree(): CONFIG_XEN_(BALLOON_)MEMORY_HOTPLUG_LIMIT in GiB; 0 without.
     hotplug_limit_gib: int
     # alloc_p2m_page() asks bootmem, which gives up in its own words; memblock since 5.1.
@@ -155,6 +158,7 @@ V4_1: Final = LinuxRules(
     writable_page_tables=False,
     asks_writable_tables=True,
     set_pte_hypercall=False,
+    marks_pinned_first=True,
     hotplug_limit_gib=512,
     list_pages_by_bootmem=True,
     cleanup=CleanupRules(
@@ -210,6 +214,7 @@ V6_1: Final = LinuxRules(
     writable_page_tables=False,
     asks_writable_tables=False,
     set_pte_hypercall=True,
+    marks_pinned_first=False,
     hotplug_limit_gib=512,
     list_pages_by_bootmem=False,
     cleanup=CleanupRules(

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Bugs that a boot meets without giving up: each with its numbers, and none where it is fixed."""
+
+from dataclasses import replace
+
+import pytest
+
+from xenpt.cli import main
+from xenpt.inputs.config import Host, Ram
+from xenpt.inputs.kernel import default_kernel
+from xenpt.linux import SEED, V4_1, V4_3, V6_1, Boot
+from xenpt.plan import plan_dom0
+from xenpt.xen.dom0 import build
+
+GIB = 1 << 18  # pages
+
+
+def boot(nr_pages, rules, *, initrd=None, leaf="1g", e820=None, limit=None, **kernel):
+    image = replace(default_kernel(), **kernel)
+    plan = plan_dom0(image, Host(superpages=leaf), nr_pages=nr_pages, initrd_bytes=initrd)
+    return Boot(build(plan), rules=rules, e820=e820, max_reservation=limit).run()
+
+
+def bugs(*arguments, **how):
+    return {bug.id: bug.text for bug in boot(*arguments, **how).bugs}
+
+
+def test_a_plain_boot_meets_none():
+    for rules in (SEED, V4_3, V6_1):
+        assert bugs(4 * GIB, rules) == {}
+
+
+def test_a_list_off_the_2_mib_border_leaks():
+    off = 0x8000001000
+    assert bugs(4 * GIB, V4_3, init_p2m=off)["H4"].startswith("511 pages of the P->M list")
+    assert "H4" not in bugs(4 * GIB, V6_1, init_p2m=off)
+
+
+def test_holes_under_list_and_initrd_overwrite_them_on_the_seed():
+    """List at pfns [33000, 33514) behind an initrd of 232 pages; hole at [32768, 33024)."""
+    e820 = [Ram(0, 0x8000000), Ram(0x8100000, 8 << 30)]
+    met = [bug.text for bug in boot(GIB, SEED, initrd=232 << 12, e820=e820).bugs]
+    assert met[:2] == [
+        "24 pages of the P->M list lie in holes of the E820 map and are overwritten",
+        "232 pages of the initrd lie in holes of the E820 map and are overwritten",
+    ]
+    assert "H3" not in bugs(GIB, V6_1, initrd=232 << 12, e820=e820)
+
+
+def test_v4_3_may_move_the_list_over_itself():
+    """List at [0x8000000, 0x8802000), moved to 0x7ff0000: 2054 pages, 16 of them before it."""
+    e820 = [Ram(0x1000000, 0x4A2B000), Ram(0x7FF0000, 0x8800000), Ram(0x8810000, 16 << 30)]
+    assert bugs(4 * GIB, V4_3, e820=e820)["H12"].startswith(
+        "the P->M list is moved over 2,038 pages of itself"
+    )
+    assert "H12" not in bugs(4 * GIB, V6_1, e820=e820)
+
+
+def test_room_that_is_found_in_the_brk_area_is_used_twice():
+    """1 GiB: 515 pages from 0x4400000 on, where the brk area begins; 17 pages of that are used."""
+    e820 = [Ram(0x1000000, 0x8000000), Ram(0x8100000, 8 << 30)]
+    assert bugs(GIB, V6_1, e820=e820)["brk"].startswith("the P->M list is moved over 17 pages")
+
+
+def test_a_hole_over_the_brk_area_is_not_seen_by_v4_3():
+    e820 = [Ram(0, 0x4400000), Ram(0x4A00000, 8 << 30)]
+    assert "H15" in bugs(GIB, V4_3, e820=e820)
+
+
+def test_ram_beyond_the_reservation_is_marked_unusable():
+    """1 GiB of a host of 8 GiB, growing to 2: 6 GiB."""
+    found = bugs(GIB, V4_3, e820=[Ram(0, 8 << 30)], limit=2 * GIB)
+    assert found["H13"].startswith(f"{6 * GIB:,} pages")
+    assert "H13" not in bugs(GIB, V6_1, e820=[Ram(0, 8 << 30)], limit=2 * GIB)
+
+
+def test_ram_that_ends_with_the_domain_hides_the_room_behind_it():
+    """SPEC H14: RAM ends at nr_pages, where the search begins: 256 pages are released."""
+    e820 = [Ram(0, 0x20000000), Ram(0x20100000, GIB << 12), Ram(8 << 30, 16 << 30)]
+    found = bugs(GIB, V4_3, e820=e820, limit=2 * GIB)
+    assert found["H14"].startswith("256 pages of holes are given back to Xen")
+    assert "H14" not in bugs(GIB, V6_1, e820=e820, limit=2 * GIB)
+
+
+def test_cleanup_highmap_runs_on_where_the_list_is_far_up():
+    """SPEC H10: an initrd of 2 GiB; pfn 32768 + 524288 is slot 1088 of 512."""
+    for rules in (SEED, V6_1):
+        text = bugs(8 * GIB, rules, initrd=2 << 30)["H10"]
+        assert text == "cleanup_highmap() runs 576 entries past level2_kernel_pgt"
+
+
+@pytest.mark.parametrize("rules", [V4_1, V6_1])
+def test_the_4_mib_of_padding_leave_a_stale_slot_behind_a_list_inside(rules):
+    """List of 729088 pages: 0x4a00000 to 0x4f90000, tables to 0x4fbc000; slots 37 to 40 go.
+
+    Less than 512 KiB are left to 0x5000000, so that Xen maps up to 0x5400000: slot 41, too.
+    """
+    assert bugs(729088, rules, init_p2m=None)["H7"].startswith("1 stale")
+    assert "H7" not in bugs(GIB, rules, init_p2m=None)
+
+
+def test_large_leaves_are_walked_as_tables_until_v4_18():
+    assert bugs(1024 * GIB, V4_3)["H9"].startswith("2 data pages")
+    assert "H9" not in bugs(1024 * GIB, V4_3, leaf="2m")
+    assert "H9" not in bugs(1024 * GIB, V6_1)
+
+
+def test_unpinning_what_linux_did_not_pin_is_a_bug_and_so_is_the_reverse():
+    """SPEC H5, E5: Linux knows its own tables by their address alone."""
+    assert "unpin of a table never pinned" in boot(GIB, V6_1, init_p2m=2 << 39).panic
+    e820 = [Ram(0, 0x8000000), Ram(0x8100000, 8 << 30)]
+    rules = replace(V6_1, cleanup=replace(V6_1.cleanup, unpin_relocated=False))
+    assert "a pinned page table" in boot(GIB, rules, e820=e820).panic
+
+
+def test_xenpt_boot_warns(capsys):
+    assert main(["boot", "1T", "--linux", "v4.3"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "bug H9: 2 data pages" in out
+    assert "Fix: Linux 4.18" in out
+
+
+@pytest.mark.parametrize("rules", [SEED, V6_1])
+def test_warnings_are_in_the_json_object(rules):
+    shown = boot(8 * GIB, rules, initrd=2 << 30).as_dict()["warnings"]
+    assert shown == [
+        {
+            "id": "H10",
+            "text": "cleanup_highmap() runs 576 entries past level2_kernel_pgt",
+            "fix": "none is known",
+        }
+    ]

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Bugs of a generation of Linux that a boot runs into without giving up: leaks and overwriting.
+
+Each is found in the state that the stages leave, with numbers; SPEC H has the evidence. What is
+known of the fix is said: a commit where one is known, else the first release seen with it.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from xenpt.abi import ENTRIES, PAGE_SHIFT, START_KERNEL_MAP, pfn_up, round_up, table_slot
+from xenpt.linux.cleanup import Cleanup, highmap_ranges
+from xenpt.linux.e820 import UNUSABLE, holes, in_one_ram_entry
+from xenpt.linux.memblock import Range, Regions
+from xenpt.linux.setup import memory_setup
+from xenpt.linux.state import PMD_SIZE, BootState
+from xenpt.xen.hypercalls import Hypercalls
+
+_SERIES = "Linux 4.3, by later patches of the series of 8f5b0c639872"
+
+
+@dataclass(frozen=True, slots=True)
+class Bug:
+    """One bug that a boot met.
+
+    :ivar id: number in SPEC H
+    :ivar text: what happens, with its size
+    :ivar fix: what is known of the fix
+    """
+
+    id: str
+    text: str
+    fix: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """One element of `warnings` of the `boot` JSON object."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the stages of a boot left behind, as far as they have run.
+
+    :ivar memory_ops: hypercalls of that type in xen_memory_setup(), or None before it
+    """
+
+    state: BootState
+    cleanup: Cleanup | None = None
+    memory_ops: int | None = None
+
+
+def bugs_met(seen: Seen) -> list[Bug]:
+    """Bugs that show in the stages that have run, in the order of the stages."""
+    return [bug for find in _FINDERS for bug in find(seen)]
+
+
+def _overwritten(seen: Seen) -> Iterator[Bug]:
+    """H3: what lies in holes is moved away from under its users, and nobody looks."""
+    state = seen.state
+    if state.rules.check_conflicts or not state.remaps:
+        return
+    moved = Regions.of((start, start + nr) for start, _, nr in state.remaps)
+    used = {"P->M list": state.p2m_frames, "page tables": state.pt_pfns, "kernel": _kernel(state)}
+    if state.initrd:
+        used["initrd"] = state.initrd[0] >> PAGE_SHIFT, pfn_up(state.initrd[1])
+    for name, pfns in used.items():
+        nr = moved.clip(*pfns).size
+        if nr:
+            text = f"{nr:,} pages of the {name} lie in holes of the E820 map and are overwritten"
+            yield Bug("H3", text, _SERIES)
+
+
+def _list_found_free(seen: Seen) -> Iterator[Bug]:
+    """H12: the place that is found for the list is the list's own."""
+    state, plan = seen.state, seen.state.domain.plan
+    if state.initial_list.vaddr == plan.mfn_list or state.rules.reserve_before_search:
+        return
+    first, nr = int(plan.first_p2m_pfn), int(plan.nr_p2m_frames)
+    hit = Regions.of([state.p2m_frames]).clip(first, first + nr).size
+    if hit:
+        text = f"the P->M list is moved over {hit:,} pages of itself before it is copied"
+        yield Bug("H12", text, "Linux 6.1 reserves the old list before it looks for room")
+
+
+def _moved_into_brk(seen: Seen) -> Iterator[Bug]:
+    """The brk area is not reserved yet when room is looked for."""
+    state = seen.state
+    brk = tuple((end - START_KERNEL_MAP) >> PAGE_SHIFT for end in (state.brk_start, state.brk_end))
+    moved = {}
+    if state.initial_list.vaddr != state.domain.plan.mfn_list:
+        moved["P->M list"] = state.p2m_frames
+    if state.initrd:
+        moved["initrd"] = state.initrd[0] >> PAGE_SHIFT, pfn_up(state.initrd[1])
+    for name, pfns in moved.items():
+        hit = Regions.of([pfns]).clip(brk[0], brk[1]).size
+        if hit:
+            text = f"the {name} is moved over {hit:,} pages of the brk area, which Linux uses later"
+            yield Bug("brk", text, "none is known; found by the model, not seen in a boot")
+
+
+def _brk_in_a_hole(seen: Seen) -> Iterator[Bug]:
+    """H15: the kernel's end is taken before the brk area."""
+    state = seen.state
+    if state.rules.check_brk or not state.rules.check_conflicts or not state.linux_e820:
+        return
+    whole = tuple(pfn << PAGE_SHIFT for pfn in _kernel(state))
+    if not in_one_ram_entry(state.e820, *whole):
+        text = "the brk area lies in a hole of the E820 map, and the check does not see it"
+        yield Bug("H15", text, 'Linux 6.1.y: "use correct end address of kernel"')
+
+
+def _unusable(seen: Seen) -> Iterator[Bug]:
+    """H13: RAM that the domain cannot have hides what is there from drivers."""
+    state = seen.state
+    if state.rules.drop_excess_ram:
+        return
+    given = sum(e.end - e.start for e in state.e820 if e.type == UNUSABLE)
+    nr = sum(e.end - e.start for e in state.linux_e820 if e.type == UNUSABLE) - given
+    if nr > 0:
+        text = f"{nr >> PAGE_SHIFT:,} pages of the host's RAM are marked as unusable"
+        yield Bug("H13", text, "later releases drop such RAM from the map (seen in 6.1)")
+
+
+def _released(seen: Seen) -> Iterator[Bug]:
+    """H14: RAM that ends where the search begins is taken for a place without room."""
+    state = seen.state
+    if state.rules.pfn_range_inclusive or seen.memory_ops is None or not any(holes(state.e820)):
+        return
+    hc = Hypercalls()
+    fixed = BootState(
+        domain=state.domain,
+        rules=replace(state.rules, pfn_range_inclusive=True, check_conflicts=False),
+        e820=state.e820,
+        max_reservation=state.max_reservation,
+        initial_list=state.initial_list,
+    )
+    memory_setup(fixed, hc)
+    nr = seen.memory_ops - hc.by_type["memory_op"]
+    if nr > 0:
+        text = f"{nr:,} pages of holes are given back to Xen, and not moved"
+        yield Bug("H14", text, "Linux 4.12 (seen) compares with <= in xen_find_pfn_range()")
+
+
+def _highmap_overrun(seen: Seen) -> Iterator[Bug]:
+    """H10, H6: loops over level2_kernel_pgt that leave it."""
+    state = seen.state
+    slots = (state.domain.plan.first_p2m_pfn << PAGE_SHIFT) // PMD_SIZE
+    if seen.memory_ops is not None and seen.state.domain.p2m_map is not None and slots > ENTRIES:
+        text = f"cleanup_highmap() runs {slots - ENTRIES:,} entries past level2_kernel_pgt"
+        yield Bug("H10", text, "none is known")
+    if seen.cleanup is None or state.list_outside:
+        return
+    for vaddr, last in highmap_ranges(state):
+        end = table_slot(vaddr, 2) + (last - vaddr) // PMD_SIZE + 1
+        over = min(end, state.rules.cleanup.highmap_entries) - ENTRIES
+        if over > 0:
+            text = f"xen_cleanhighmap() walks {over:,} entries past level2_kernel_pgt"
+            yield Bug("H6", text, "fixed between Linux 4.3 and 4.12: 512 entries bound the loop")
+
+
+def _stale_slots(seen: Seen) -> Iterator[Bug]:
+    """H7: Xen's mapping goes on for up to 4.5 MiB behind the tables, what is cleaned does not."""
+    if seen.cleanup is None or seen.state.list_outside:
+        return
+    last = round_up(seen.state.brk_end - START_KERNEL_MAP, PMD_SIZE) // PMD_SIZE
+    stale = seen.state.highmap.clip(last, ENTRIES).size
+    if stale:
+        text = f"{stale} stale entries of 2 MiB stay mapped behind the kernel, where modules go"
+        fix = '"Call xen_cleanhighmap() with 4MB aligned for page tables mapping" (seen in 6.1)'
+        if seen.state.rules.cleanup.align_table_range_end:
+            fix = "none is known"
+        yield Bug("H7", text, fix)
+
+
+def _pinned_walk(seen: Seen) -> Iterator[Bug]:
+    """H9 (deduced): the walk that marks tables as pinned takes large pages for tables."""
+    leaves = seen.state.domain.plan.p2m_leaves
+    moved = seen.state.initial_list.vaddr != seen.state.domain.plan.mfn_list
+    if not seen.state.rules.marks_pinned_first or seen.cleanup is None or moved or not leaves["1g"]:
+        return
+    text = (
+        f"{leaves['1g']} data pages of the list in 1 GiB leaves are walked as if they were tables"
+    )
+    yield Bug("H9", text, "Linux 4.18 walks after the free (xen_after_bootmem)")
+
+
+def _leaked(seen: Seen) -> Iterator[Bug]:
+    """H4: a table is left at its first empty entry."""
+    if seen.cleanup is not None and seen.cleanup.cost.pages_leaked:
+        nr = seen.cleanup.cost.pages_leaked
+        text = f"{nr:,} pages of the P->M list stay read-only and reserved for ever"
+        yield Bug("H4", text, "Linux 4.12 (seen) goes on behind an empty entry")
+
+
+def _kernel(state: BootState) -> Range:
+    end = int(state.domain.plan.image.virt_kend)
+    return (state.text - START_KERNEL_MAP) >> PAGE_SHIFT, pfn_up(end - START_KERNEL_MAP)
+
+
+_FINDERS: tuple[Callable[[Seen], Iterator[Bug]], ...] = (
+    _overwritten, _list_found_free, _moved_into_brk, _brk_in_a_hole, _unusable, _released,
+    _highmap_overrun, _stale_slots, _pinned_walk, _leaked,
+)  # fmt: skip
