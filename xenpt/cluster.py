@@ -8,8 +8,10 @@ moment and the scheduler gives its tasks to another one. Nothing but cases and c
 import importlib
 import logging
 import re
+import signal
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from multiprocessing import resource_tracker
 from typing import Any
 
 from xenpt.errors import ClusterError, MissingExtraError, UsageError
@@ -45,7 +47,10 @@ def compute_on_cluster(
         tasks = {client.submit(compute_batch, batch, pure=False): batch for batch in batches}
         try:
             ended = distributed.as_completed(tasks, loop=client.loop, with_results=True)
-            for task, (theirs, results) in ended:
+            for task, outcome in ended:
+                if isinstance(outcome, BaseException):  # of a task that nobody will do any more
+                    raise ClusterError(f"the cluster gave up: {_in_short(outcome)}")
+                theirs, results = outcome
                 _check_identity(theirs)
                 yield from zip(tasks.pop(task), results, strict=True)
         except lost as error:
@@ -60,8 +65,8 @@ def compute_batch(cases: Sequence[Case]) -> tuple[Row, list[Row]]:
 def _client(distributed: Any, stack: ExitStack, workers: int, scheduler: str | None) -> Any:
     address: Any = scheduler
     if scheduler is None:
-        address = stack.enter_context(
-            distributed.LocalCluster(
+        with _ctrl_c_not_for_children():
+            cluster = distributed.LocalCluster(
                 n_workers=workers,
                 threads_per_worker=1,
                 processes=True,
@@ -69,7 +74,7 @@ def _client(distributed: Any, stack: ExitStack, workers: int, scheduler: str | N
                 dashboard_address=None,
                 silence_logs=logging.CRITICAL,
             )
-        )
+        address = stack.enter_context(cluster)
     try:
         return distributed.Client(address, timeout=WAIT_SECONDS, set_as_default=False)
     except (OSError, TimeoutError, ValueError) as error:
@@ -107,16 +112,32 @@ def _batches(cases: Sequence[Case], nr_threads: int) -> list[Sequence[Case]]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """No log lines of dask: what it mends is no news, and what it cannot mend is an exception."""
-    logger = logging.getLogger("distributed")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
+def _ctrl_c_not_for_children() -> Iterator[None]:
+    """A terminal sends Ctrl-C to all processes: those started here leave it to us to end them.
+
+    They inherit the mask from the thread that starts them, and that from us: restarted ones, too.
+    """
+    resource_tracker.ensure_running()  # its start would clear the mask of that thread
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        logger.setLevel(before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _in_short(error: Exception) -> str:
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No log lines of dask: what it mends is no news, and what it cannot mend is an exception."""
+    names = [name for name in logging.root.manager.loggerDict if name.startswith("distributed")]
+    before = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def _in_short(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__

@@ -67,14 +67,18 @@ def test_killed_worker_changes_no_row(whole, tmp_path):
     assert multiprocessing.active_children() == []
 
 
-def test_scheduler_of_somebody_else_and_a_worker_that_does_not_come_back(whole):
-    with distributed.LocalCluster(
+def cluster_of_two():
+    return distributed.LocalCluster(
         n_workers=2,
         threads_per_worker=1,
         host="127.0.0.1",
         dashboard_address=None,
         silence_logs="CRITICAL",
-    ) as local:
+    )
+
+
+def test_scheduler_of_somebody_else_and_a_worker_that_does_not_come_back(whole):
+    with cluster_of_two() as local:
         killed = []
 
         def kill(done, _whole):
@@ -117,6 +121,26 @@ def test_command_that_is_killed_goes_on_without_workers(whole, tmp_path):
     assert path.read_text() == whole.as_json_lines()
 
 
+def test_ctrl_c_at_a_terminal_is_two_lines(tmp_path):
+    memory = ",".join(f"{pages >> 8}M" for pages in SIZES)
+    journal = tmp_path / "rows.jsonl.partial"
+    command = [sys.executable, "-m", "xenpt", "sweep", "--memory", memory, "--workers", "2"]
+    with subprocess.Popen(
+        [*command, "-o", str(tmp_path / "rows.jsonl")],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        while not journal.exists() or not journal.read_bytes():
+            assert process.poll() is None
+            time.sleep(0.005)
+        os.killpg(process.pid, signal.SIGINT)  # as the terminal does
+        said = process.communicate()[1].splitlines()
+    assert process.returncode == -signal.SIGINT
+    assert said[0].endswith(f"{journal}: --resume goes on from there")
+    assert said[1:] == ["xenpt: stopped by SIGINT"]
+
+
 # --- What can go wrong ---------------------------------------------------------------------------
 
 
@@ -131,6 +155,27 @@ def test_scheduler_that_does_not_answer(monkeypatch):
     with pytest.raises(ClusterError, match=r"no scheduler at tcp://127\.0\.0\.1:1: ") as caught:
         xenpt.sweep(nr_pages=GIB, scheduler="tcp://127.0.0.1:1")
     assert "\n" not in str(caught.value)
+
+
+def test_cluster_that_goes_away_leaves_the_rows(whole, tmp_path, capfd):
+    journal = tmp_path / "rows"
+    with cluster_of_two() as local:
+
+        def close(done, _whole):
+            if done == 1:
+                local.close()
+
+        with pytest.raises(ClusterError, match="the cluster gave up: ") as caught:
+            xenpt.sweep(
+                nr_pages=SIZES,
+                scheduler=local.scheduler_address,
+                journal=journal,
+                progress=close,
+            )
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+    assert 1 <= len(journal.read_text().splitlines()) < len(SIZES)
+    assert xenpt.sweep(nr_pages=SIZES, journal=journal, resume=True) == whole
 
 
 def test_worker_with_another_xenpt(monkeypatch):
