@@ -54,11 +54,12 @@ def _run(names: Iterable[str]) -> int:
             per_subject.setdefault(result.subject, []).append(result)
             for line in result.differences:
                 _say(f"  {result.subject}: {line}")
-    _say(f"\n{'compared':<34}{'cases':>8}{'words':>14}{'differences':>13}")
+    _say(f"\n{'compared':<34}{'cases':>8}{'words':>14}{'left out':>10}{'differences':>13}")
     for subject, results in per_subject.items():
         words = sum(result.words for result in results)
+        left_out = sum(result.left_out for result in results)
         different = sum(len(result.differences) for result in results)
-        _say(f"{subject:<34}{len(results):>8}{words:>14,}{different:>13}")
+        _say(f"{subject:<34}{len(results):>8}{words:>14,}{left_out:>10,}{different:>13}")
     return min(nr_different, 1)
 
 

@@ -14,29 +14,38 @@ from itertools import pairwise
 import numpy as np
 from oracle.calls import OPS, Calls, apply_calls, describe, model_calls, real_calls
 from oracle.cases import dom0_mem
-from oracle.memory import XEN_SLOTS, Table, Words
-from oracle.observe import BEFORE, Observation
+from oracle.memory import XEN_SLOTS, Table, Words, guest_tables, l1_of
+from oracle.observe import Observation
 
 from xenpt.abi import (
     ENTRIES,
+    HYPERVISOR_MMU_UPDATE,
     HYPERVISOR_UPDATE_VA_MAPPING,
     LEVELS,
     PAGE_SHIFT,
     PAGE_SIZE,
-    PTE_DIRTY,
     PTE_MFN_MASK,
     START_INFO_64,
+    table_slot,
 )
 from xenpt.extents import P2M
 from xenpt.image import materialise
 from xenpt.inputs.config import Host, parse_e820
 from xenpt.inputs.kernel import Kernel
 from xenpt.linux import Boot, Stage, StageResult
+from xenpt.linux.addressspace import address_space
 from xenpt.plan import Plan, plan_dom0
 from xenpt.xen.dom0 import Domain, build
 
 _XEN_LINE = re.compile(r"^.*\(XEN\) (?:\[[ .0-9a-f]*\] )?(.*?)\s*$", re.MULTILINE)
 _RANGE = r"\[(?:mem )?0x([0-9a-f]+)-0x([0-9a-f]+)\]"
+#: Where tables are compared: behind which stages.
+_POINTS = {
+    Stage.SETUP_KERNEL_PAGETABLE: "setup",
+    Stage.P2M_COPIED: "pre",
+    Stage.P2M_FREE: "mid",
+    Stage.REMAP_MEMORY: "post",
+}
 _SHOWN = 3  # differences that a message names
 
 
@@ -46,11 +55,13 @@ class Result:
 
     :ivar words: 64-bit words, or numbers of a log, that were compared
     :ivar differences: what differs, one line each; at most `_SHOWN` and how many more
+    :ivar left_out: words that were not compared
     """
 
     subject: str
     words: int = 0
     differences: list[str] = field(default_factory=list)
+    left_out: int = 0
 
 
 def compare(seen: Observation, kernel: Kernel) -> list[Result]:
@@ -145,10 +156,8 @@ def compare_page_info(seen: Observation, domain: Domain) -> Result:
     return _result("page_info", 2 * len(real), pairs, len(model), len(real))
 
 
-def compare_tables(
-    subject: str, real: list[Table], model: dict[int, Words], ignore: int = 0
-) -> Result:
-    """Tables of two kinds, by mfn; bits of `ignore` do not count."""
+def compare_tables(subject: str, real: list[Table], model: dict[int, Words]) -> Result:
+    """Tables of two kinds, by mfn."""
     result = Result(subject)
     missing, extra = {t.mfn for t in real} - model.keys(), model.keys() - {t.mfn for t in real}
     for what, mfns in (("only in the real boot", missing), ("only in the model", extra)):
@@ -158,7 +167,7 @@ def compare_tables(
     for table in real:
         if table.mfn in missing:
             continue
-        differ = (table.words ^ model[table.mfn]) & np.uint64(~ignore & (1 << 64) - 1) != 0
+        differ = table.words != model[table.mfn]
         if table.level == LEVELS:
             differ[XEN_SLOTS.start : XEN_SLOTS.stop] = False
         result.words += ENTRIES - (len(XEN_SLOTS) if table.level == LEVELS else 0)
@@ -196,9 +205,10 @@ def compare_boot(seen: Observation, domain: Domain) -> Iterator[Result]:
             continue
         calls = model_calls(boot.results[-1].calls or (), domain.p2m)
         yield compare_calls(stage, seen, real, calls, boot.results[-1])
-        if stage is Stage.SETUP_KERNEL_PAGETABLE:
-            yield compare_setup_tables(seen, calls)
-        elif stage is Stage.MEMORY_SETUP and not seen.case.quiet:
+        point = _POINTS.get(stage)
+        if point in seen.tables and (point == "setup" or not seen.case.partial):
+            yield compare_address_space(seen, point, boot, domain.p2m)
+        if stage is Stage.MEMORY_SETUP and not seen.case.quiet:
             yield compare_memblock(seen, boot)
         elif stage is Stage.P2M_FREE:
             yield compare_freed_tables(seen, calls)
@@ -243,19 +253,45 @@ def _nr_words(calls: Calls) -> int:
     return sum(int((calls["op"] == OPS[name]).sum()) * words_of.get(name, 1) for name in OPS)
 
 
-def compare_setup_tables(seen: Observation, calls: Calls) -> Result:
-    """Xen's L1 tables after xen_setup_kernel_pagetable(), which Linux keeps.
+def compare_address_space(seen: Observation, point: str, boot: Boot, p2m: P2M) -> Result:
+    """Every word of every table that the guest's root leads to.
 
-    The calls before it (of a GDT) are not modelled, and taken as they were. Dirty bits are left
-    out: the processor has set more of them meanwhile.
+    Left out are the words that Linux set by calls outside of the stages (its GDT's page, the
+    fixmap, early_ioremap), and so the tables that only these lead to.
     """
-    held = {table.mfn for table in seen.tables["entry"] if table.level == 1}
-    calls = np.concatenate((real_calls(seen.hypercalls[BEFORE]), calls))
-    after = apply_calls(seen.tables["entry"], calls[calls["op"] == HYPERVISOR_UPDATE_VA_MAPPING])
-    model = {table.mfn: table.words for table in after if table.level == 1}
-    real = [table for table in seen.tables["setup"] if table.mfn in held]
-    model = {mfn: words for mfn, words in model.items() if mfn in {table.mfn for table in real}}
-    return compare_tables("tables after setup", real, model, ignore=PTE_DIRTY)
+    root = seen.tables[point][0].mfn
+    image = address_space(boot.state).image(p2m)
+    empty = np.zeros(ENTRIES, np.uint64)
+    real = {table.mfn: table.words.copy() for table in seen.tables[point]}
+    model = dict(zip(image.mfn.tolist(), image.pages, strict=True))
+    set_outside = _set_outside(seen, point)
+    for mfn, slot in set_outside:
+        for tables in (real, model):
+            if mfn in tables:
+                tables[mfn][slot] = 0
+    reached = guest_tables(lambda mfn: model.get(mfn, empty), root)
+    result = compare_tables(
+        f"tables: {point}",
+        guest_tables(lambda mfn: real.get(mfn, empty), root),
+        {table.mfn: table.words for table in reached},
+    )
+    result.left_out = len(set_outside)
+    result.words -= result.left_out
+    return result
+
+
+def _set_outside(seen: Observation, point: str) -> set[tuple[int, int]]:
+    """(mfn of a table, slot) of the words set by calls that are in no stage, up to the point."""
+    tables = {table.mfn: table for table in seen.tables[point]}
+    root, places = seen.tables[point][0].mfn, set()
+    for before in list(_POINTS.values())[: list(_POINTS.values()).index(point) + 1]:
+        for call in real_calls(seen.between[before]):
+            target = int(call["args"][0])
+            if call["op"] == HYPERVISOR_UPDATE_VA_MAPPING:
+                places.add((l1_of(tables, root, target), table_slot(target, 1)))
+            elif call["op"] == HYPERVISOR_MMU_UPDATE and not target & 3:
+                places.add((target >> PAGE_SHIFT, target % PAGE_SIZE // 8))
+    return {(mfn, slot) for mfn, slot in places if mfn in tables}
 
 
 def compare_freed_tables(seen: Observation, calls: Calls) -> Result:

@@ -7,7 +7,7 @@ which is as small as what the machine has touched.
 
 import mmap
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -125,3 +125,13 @@ def _walk(
             below |= 0xFFFF << 48
         target = (int(words[slot]) & PTE_MFN_MASK) >> PAGE_SHIFT
         yield from _walk(words_of, target, level - 1, below, seen)
+
+
+def l1_of(tables: Mapping[int, Table], root_mfn: int, vaddr: int) -> int:
+    """mfn of the L1 table that maps `vaddr`; 0 where there is none."""
+    mfn = root_mfn
+    for level in range(LEVELS, 1, -1):
+        if mfn not in tables:
+            return 0
+        mfn = (int(tables[mfn].words[table_slot(vaddr, level)]) & PTE_MFN_MASK) >> PAGE_SHIFT
+    return mfn

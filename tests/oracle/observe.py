@@ -2,7 +2,7 @@
 """Boot one case for real and keep what is to be compared: log, tables at five points, hypercalls.
 
 Points: entry (dom0's first instruction), setup (xen_setup_kernel_pagetable has returned), pre and
-mid (just before and after the initial P->M list is freed).
+mid (just before and after the initial P->M list is freed), post (xen_remap_memory has returned).
 """
 
 import struct
@@ -43,8 +43,8 @@ class Stop(NamedTuple):
     """A place where the boot is stopped.
 
     :ivar function: at its first instruction; None: where the function of the stop before returns
-    :ivar begins: the model's stage that begins here, whose hypercalls are recorded up to the
-        next stop; None: nothing is recorded
+    :ivar begins: the model's stage that goes from here to the next stop; None: what Linux does
+        up to there is in no stage
     :ivar dump: name of the point at which the tables are kept, or None
     """
 
@@ -53,7 +53,6 @@ class Stop(NamedTuple):
     dump: str | None = None
 
 
-BEFORE = "before the first stage"
 #: In order.
 STOPS = (
     Stop("xen_setup_kernel_pagetable", "setup_kernel_pagetable"),
@@ -67,8 +66,9 @@ STOPS = (
     Stop(None, "p2m_free", dump="pre"),
     Stop("xen_build_mfn_list_list", dump="mid"),
     Stop("xen_remap_memory", "remap_memory"),
-    Stop(None),
+    Stop(None, dump="post"),
 )
+_FROM_ENTRY = len(STOPS) + 1  # number of what comes before the first stop
 _MODEL_SYMBOLS = *LINUX_SYMBOLS, "xen_remap_buf", "bm_pte"
 _PAGE_INFO_AT, _PAGE_INFO_BYTES = 0xFFFF82E000000000, 32  # Xen's frame table
 _COUNT_INFO_AT = 8  # in an element; type_info follows
@@ -86,7 +86,8 @@ class Observation:
     :ivar start_info: the structure's bytes at entry
     :ivar p2m: mfn of each pfn; of a large dom0 only up to the end of the P->M list's own frames
     :ivar page_info: mfn of a table page at entry -> (count_info, type_info)
-    :ivar hypercalls: by stage, and those `BEFORE`, as RECORD arrays without Xen's restarts
+    :ivar hypercalls: by stage, as RECORD arrays without Xen's restarts
+    :ivar between: by point, hypercalls outside of the stages, made since the point before
     :ivar completed: stages that came to their end
     :ivar ended: why the boot did not come to its last stop, or None
     :ivar seconds: what the boot took
@@ -100,6 +101,7 @@ class Observation:
     p2m: Words = field(default_factory=lambda: np.empty(0, np.uint64))
     page_info: dict[int, tuple[int, int]] = field(default_factory=dict)
     hypercalls: dict[str, Records] = field(default_factory=dict)
+    between: dict[str, Records] = field(default_factory=dict)
     completed: list[str] = field(default_factory=list)
     ended: str | None = None
     seconds: float = 0.0
@@ -126,10 +128,15 @@ def observe(case: Case, software: Software, kernel: Kernel, symbols: Symbols) ->
                 seen.ended = str(ended)
             seen.log = machine.log
         records = without_restarts(np.fromfile(machine.trace_path, RECORD))
-    seen.hypercalls[BEFORE] = records[records["stage"] == len(STOPS) + 1]
+    outside = [_FROM_ENTRY]
     for number, stop in enumerate(STOPS, 1):
+        if stop.dump:
+            seen.between[stop.dump] = records[np.isin(records["stage"], outside)]
+            outside = []
         if stop.begins:
             seen.hypercalls[stop.begins] = records[records["stage"] == number]
+        else:
+            outside.append(number)
     seen.seconds = time.monotonic() - started
     return seen
 
@@ -149,7 +156,7 @@ def _at_entry(machine: Machine, kernel: Kernel, seen: Observation) -> None:
         element = _PAGE_INFO_AT + _PAGE_INFO_BYTES * table.mfn
         raw = memory.read_virtual(at.cr3, element, _PAGE_INFO_BYTES)
         seen.page_info[table.mfn] = struct.unpack_from("<2Q", raw, _COUNT_INFO_AT)
-    machine.record(len(STOPS) + 1, at.cr3)
+    machine.record(_FROM_ENTRY, at.cr3)
 
 
 def _run_stages(machine: Machine, symbols: Symbols, seen: Observation) -> None:
@@ -160,7 +167,7 @@ def _run_stages(machine: Machine, symbols: Symbols, seen: Observation) -> None:
             behind = machine.return_address(at)
         if before := STOPS[number - 2].begins if number > 1 else None:
             seen.completed.append(before)
-        machine.record(number if stop.begins else 0, at.cr3)
+        machine.record(number, at.cr3)
         if stop.dump:
             seen.tables[stop.dump] = machine.memory.tables(at.cr3)
 

@@ -13,7 +13,7 @@ from oracle.packages import UnavailableError, fetch
 pytestmark = pytest.mark.oracle
 
 #: Comparisons of each of these cases; none of them may be left out.
-SUBJECTS = 15
+SUBJECTS = 18
 
 
 @pytest.fixture(scope="module")
