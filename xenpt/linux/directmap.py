@@ -81,9 +81,7 @@ def init_mem_mapping(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]
     hc.mmuext_op(MMUEXT_NEW_BASEPTR, state.root_pfn)
     hc.mmuext_op(MMUEXT_TLB_FLUSH_LOCAL)
     tables = np.concatenate((state.tables, *work.tables))
-    ro = Regions.of(
-        (*state.ro_frames, *work.taken, *((state.p2m_frames,) if _list_ro(state) else ()))
-    )
+    ro = Regions.of((*state.ro_frames, *work.taken, *_list_ro(state)))
     return (
         replace(
             state,
@@ -96,16 +94,28 @@ def init_mem_mapping(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]
     )
 
 
-def _list_ro(state: BootState) -> bool:
+def _list_ro(state: BootState) -> Regions:
+    """Frames of the list that are mapped read-only (mask_rw_pte): by entries that are stored now.
+
+    Xen's L1 tables hold those of a list that was moved to low memory, and these stay as they are.
+    """
     rules = state.rules
     ignored = rules.asks_writable_tables and rules.writable_page_tables
-    return state.list_outside and rules.ro_initial_p2m and not ignored
+    if not state.list_outside or not rules.ro_initial_p2m or ignored:
+        return Regions()
+    first, end = state.p2m_frames
+    return Regions.of([(max(first, _nr_initial_pages(state)), end)])
+
+
+def _nr_initial_pages(state: BootState) -> int:
+    """Pages from frame 0 on that Xen's L1 tables map, of those that Linux keeps."""
+    start, end = state.domain.plan.total
+    return int(min(end - start, ENTRIES * PMD_SIZE)) >> PAGE_SHIFT
 
 
 def _nr_ptes(state: BootState) -> int:
     """PTEs that are stored: of all pages mapped, those that Xen's L1 tables do not hold already."""
-    start, end = state.domain.plan.total
-    held = Regions.of([(0, min(end - start, ENTRIES * PMD_SIZE))])
+    held = Regions.of([(0, _nr_initial_pages(state) << PAGE_SHIFT)])
     if not state.rules.map_holes_identity:
         unmapped = state.identity.clip(0, state.max_pfn_mapped + 1)
         held -= Regions(tuple((a << PAGE_SHIFT, b << PAGE_SHIFT) for a, b in unmapped))
