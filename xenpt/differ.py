@@ -68,8 +68,9 @@ def read_answer(path: str | Path) -> tuple[str, dict[str, Any]]:
 
     :raises InputError: the file cannot be read, or holds no such answer
     """
+    data = bytes(read_file(path))
     try:
-        found = json.loads(bytes(read_file(path)))
+        found = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise InputError(path, f"not JSON: {error}") from None
     if not isinstance(found, dict):
