@@ -58,8 +58,7 @@ class Domain:
         """
         if self.given_p2m is not None:
             return self.given_p2m
-        host = Heap([(0x100, self.plan.nr_pages * 9 // 8 + (1 << abi.MAX_ORDER))])
-        return _place(self.plan, self.p2m_map, host)
+        return _place(self.plan, self.p2m_map, Heap.modelled_host(self.plan.nr_pages))
 
     @cached_property
     def address_space(self) -> Mapping:

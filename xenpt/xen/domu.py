@@ -28,7 +28,6 @@ SUPERPAGE_ORDER, SUPERPAGE_BATCH = (
     512,
 )  # extents of 2 MiB, at most that many in one call
 PAGE_BATCH = 1 << 20  # pages in one call
-FIRST_FREE_MFN = 0x100  # of a modelled host
 LOW_MFN = 0xFF  # its page below 4 GiB for a PAE root that needs one
 MFN_4G = (4 << 30) >> PAGE_SHIFT
 CANONICAL_HALF = 1 << (VADDR_BITS - 1)
@@ -223,7 +222,7 @@ def _place(plan: DomuPlan) -> P2M:
 
     :raises PanicError: it has not enough memory left
     """
-    host = Heap([(FIRST_FREE_MFN, plan.nr_pages * 9 // 8 + (1 << abi.MAX_ORDER))])
+    host = Heap.modelled_host(plan.nr_pages)
     pieces = []
     for nr, order, first in populate_calls(plan):
         pfn, end = first, first + (nr << order)

@@ -13,6 +13,8 @@ from collections.abc import Iterable
 
 from xenpt.abi import MAX_ORDER
 
+FIRST_FREE_MFN = 0x100  # of a modelled host: behind the first MiB
+
 
 class Heap:
     """Free machine frames of a host, in runs of equal blocks.
@@ -26,6 +28,11 @@ class Heap:
         for start, end in sorted(ranges):
             self._free_range(start, end)
         self._zones = sorted(self._free, reverse=True)
+
+    @classmethod
+    def modelled_host(cls, nr_pages: int) -> "Heap":
+        """A host for a guest of `nr_pages`: 9/8 of that, and room for one largest block."""
+        return cls([(FIRST_FREE_MFN, nr_pages * 9 // 8 + (1 << MAX_ORDER))])
 
     @property
     def nr_free_pages(self) -> int:
