@@ -14,9 +14,9 @@ from linuxcases import Frames, boot_of, reserve_unmodelled, version
 
 from xenpt.abi import ENTRIES, LEVELS, PAGE_SHIFT
 from xenpt.extents import P2M
-from xenpt.image import XEN_SLOTS
+from xenpt.image import XEN_SLOTS, PageTableImage
 from xenpt.inputs.config import Ram
-from xenpt.linux import Stage
+from xenpt.linux import Boot, Stage
 from xenpt.linux.addressspace import address_space
 
 STAGES = {
@@ -83,7 +83,8 @@ def compare(case: str, point: str) -> Comparison:
     arrays = goldendata.arrays(case)
     columns = [arrays[f"{point}_{name}"] for name in ("level", "va", "mfn", "pages")]
     skipped = unmodelled(case, point)
-    words, differing, left_out = 0, [], []
+    words, left_out = 0, list[Place]()
+    differing: list[tuple[object, ...]] = []
     for level, vaddr, mfn, real in zip(*columns, strict=True):
         level, vaddr = int(level), int(vaddr)
         at = image.index(int(mfn))
@@ -108,7 +109,7 @@ def compare(case: str, point: str) -> Comparison:
 
 
 @lru_cache(maxsize=3)
-def _images(case):
+def _images(case: str) -> dict[str, PageTableImage]:
     arrays = goldendata.arrays(case)
     hosts = SAME_FRAMES.get(case, case)
     p2m = P2M.from_rows(goldendata.arrays(hosts)["entry_p2m_runs"].astype(np.int64))
@@ -127,17 +128,19 @@ def _images(case):
     return images
 
 
-def _vmemmap_table(arrays, hosts) -> int | None:
+def _vmemmap_table(arrays: goldendata.Arrays, hosts: str) -> int | None:
     """Frame of the first table that paging_init() made: the L3 table of the vmemmap."""
     for point in ("pre", "post"):
         if f"{point}_mfn" in arrays:
             at = (arrays[f"{point}_level"] == 3) & (arrays[f"{point}_va"] == VMEMMAP)
             [mfn] = arrays[f"{point}_mfn"][at].tolist()
-            return Frames(hosts).pfn(mfn)
+            pfn = Frames(hosts).pfn(mfn)
+            assert isinstance(pfn, int), pfn
+            return pfn
     return None
 
 
-def _obey_mem_option(boot, most: int | None) -> None:
+def _obey_mem_option(boot: Boot, most: int | None) -> None:
     """mem= takes all RAM behind `most` bytes out of Linux's map, after xen_memory_setup()."""
     if most is None:
         return

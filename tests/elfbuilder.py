@@ -9,7 +9,7 @@ import bz2
 import gzip
 import lzma
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 NOTE_TYPES = {
@@ -24,7 +24,7 @@ R_X, RW_ = 5, 6
 
 # A kernel at 16 MiB that libelf accepts; values of the tests below start from it.
 KA = 0xFFFF_FFFF_8000_0000
-GOOD = {
+GOOD: dict[str, int | str | bytes | None] = {
     "GUEST_OS": "linux",
     "XEN_VERSION": "xen-3.0",
     "VIRT_BASE": KA,
@@ -132,7 +132,7 @@ def note(
 
 
 def notes(
-    changes: dict[str, int | str | bytes | None] | None = None, *, size: int = 8,
+    changes: Mapping[str, int | str | bytes | None] | None = None, *, size: int = 8,
     order: str = "little",
 ) -> bytes:  # fmt: skip
     """The notes of GOOD with some changed, added or (None) left out."""
@@ -144,7 +144,7 @@ def notes(
     )
 
 
-def kernel(changes: dict[str, int | str | bytes | None] | None = None) -> bytes:
+def kernel(changes: Mapping[str, int | str | bytes | None] | None = None) -> bytes:
     """A small 64-bit kernel with its notes in a segment."""
     return Image(note_segment=notes(changes)).build()
 
@@ -221,7 +221,8 @@ def _zstd(data: bytes) -> bytes:
         from compression import zstd
     except ImportError:
         from backports import zstd
-    return zstd.compress(data)
+    packed: bytes = zstd.compress(data)
+    return packed
 
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {

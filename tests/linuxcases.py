@@ -60,7 +60,7 @@ def _symbols(case: str, text: int) -> dict[str, int]:
     found = {"_text": text, "_brk_end": START_KERNEL_MAP + BRK_END[version(case)]}
     if "trace" in goldendata.arrays(case):
         trace = goldendata.arrays(case)["trace"]
-        rows = trace[(trace["phase"] == 3) & (trace["op"] == 14)]
+        rows = trace[(trace["phase"] == 3) & (trace["op"] == HYPERVISOR_UPDATE_VA_MAPPING)]
         names = [name for name, nr in V6_1.ro_tables for _ in range(nr)]
         for name, row in zip([*names, "level3_user_vsyscall"], rows, strict=False):
             found.setdefault(name, int(row["a"][0]))
@@ -149,8 +149,8 @@ def traced(case: str, phase: str) -> list[tuple[Any, ...]]:
             if args[0] & 3:
                 calls.append(("machphys", pfn, args[1]))
             else:
-                calls.append(("mmu_update", pfn, args[0] % 4096 // 8, *name_of.entry(args[1])))
+                calls.append(("mmu_update", pfn, args[0] % PAGE_SIZE // 8, *name_of.entry(args[1])))
         elif kind == 3 and not restarted:
-            pfn = name_of.pfn(args[1]) if args[0] <= MMUEXT_NEW_BASEPTR else None
-            calls.append(("mmuext_op", args[0], pfn))
+            named = args[0] <= MMUEXT_NEW_BASEPTR
+            calls.append(("mmuext_op", args[0], name_of.pfn(args[1]) if named else None))
     return calls

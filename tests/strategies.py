@@ -4,10 +4,11 @@
 from dataclasses import dataclass
 
 from hypothesis import strategies as st
+from hypothesis.strategies import DrawFn, SearchStrategy
 
 from xenpt.abi import ENTRIES, L1_PROT_DOM0, PTE_DIRTY, PTE_PSE, PTE_RW
 from xenpt.engine import map_on_demand, place_tables
-from xenpt.extents import P2M, Mapping, coalesce, make_runs
+from xenpt.extents import P2M, Mapping, Runs, coalesce, make_runs
 
 FLAGS = [L1_PROT_DOM0, L1_PROT_DOM0 & ~PTE_RW, L1_PROT_DOM0 | PTE_DIRTY]
 #: Places of a mapping: low, across a 2 MiB, a 1 GiB and a 512 GiB border, INIT_P2M, the kernel's.
@@ -24,7 +25,7 @@ class Host:
 
 
 @st.composite
-def p2ms(draw, nr_pages):
+def p2ms(draw: DrawFn, nr_pages: int) -> P2M:
     """A permutation of host frames: chunks of any order, some of them downwards."""
     cuts = draw(st.lists(st.integers(1, max(nr_pages - 1, 1)), max_size=12, unique=True))
     ends = [*sorted(c for c in cuts if c < nr_pages), nr_pages]
@@ -41,7 +42,7 @@ def p2ms(draw, nr_pages):
 
 
 @st.composite
-def small_leaves(draw, base=None, lone=False):
+def small_leaves(draw: DrawFn, base: int | None = None, lone: bool = False) -> tuple[Runs, int]:
     """Leaves of level 1 with holes, other flags, descending and repeated frames; nr of frames."""
     vpn = draw(st.sampled_from(BASES)) if base is None else base
     rows, pfn = [], 0
@@ -56,7 +57,7 @@ def small_leaves(draw, base=None, lone=False):
 
 
 @st.composite
-def scattered(draw):
+def scattered(draw: DrawFn) -> Host:
     """4 KiB leaves over scattered memory, tables in either builder's order."""
     leaves, nr_frames = draw(small_leaves())
     tables = place_tables(leaves, nr_frames, by_level=draw(st.booleans()))
@@ -65,7 +66,7 @@ def scattered(draw):
 
 
 @st.composite
-def lists(draw, l4_slot=None):
+def lists(draw: DrawFn, l4_slot: int | None = None) -> Host:
     """A P->M list's mapping: parts of any leaf size, allocated on demand, below no root."""
     slot = draw(st.sampled_from([1, 2, 255])) if l4_slot is None else l4_slot
     vpn = slot * ENTRIES**3 + draw(st.sampled_from([0, 0, 1, 511, 512, ENTRIES**2 - 5]))
@@ -84,13 +85,13 @@ def lists(draw, l4_slot=None):
     return Host(mapping, P2M.linear(nr_pages, draw(st.sampled_from([0, 12345]))), nr_pages)
 
 
-def hosts():
+def hosts() -> SearchStrategy[Host]:
     """Any of them."""
     return st.one_of(scattered(), lists())
 
 
 @st.composite
-def pfn_ranges(draw, nr_pages):
+def pfn_ranges(draw: DrawFn, nr_pages: int) -> list[tuple[int, int]]:
     """Half-open ranges of pfns, overlapping or not, some beyond the domain."""
     pairs = draw(st.lists(st.tuples(st.integers(0, nr_pages), st.integers(0, 700)), max_size=8))
     return [(start, start + nr) for start, nr in pairs]
