@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What each release's libxenguest (before 4.15: libxc) does differently, as named flags.
 
-Commits are those of xen.git; "first release" was read from its tags (HISTORY.md section 2).
+Commits are those of xen.git; "first release" was read from its tags.
 """
 
 from dataclasses import dataclass
