@@ -17,7 +17,7 @@ from xenpt.abi import (
     PTE_RW,
     TABLE_SHIFT,
 )
-from xenpt.extents import P2M, Ranges, Runs, column, run_array
+from xenpt.extents import P2M, Ranges, Runs, clip, column, join_ranges, run_array
 from xenpt.image import UPPER_HALF, PageTableImage
 from xenpt.xen.check import Mapped, Violation, violations
 from xenpt.xen.entries import XEN_SLOTS
@@ -40,9 +40,9 @@ def check_image(
     :param adjusted: Xen has validated the tables
     :raises EntryError: tables that share one another beyond any real use
     """
-    broken, tables = _table_entries(image)
+    broken, tables, linear = _table_entries(image)
     mapped = Mapped(
-        image.walk().leaves,
+        _without(image.walk().leaves, linear),
         tables,
         p2m.mfn_ranges([(0, _end(p2m))]),
         other=other,
@@ -52,17 +52,29 @@ def check_image(
     return [*broken, *violations(mapped)]
 
 
+def _without(leaves: Runs, windows: Ranges) -> Runs:
+    """Leaves outside of linear page tables: in there tables show as pages, all read-only."""
+    for start, end in join_ranges(windows).tolist():
+        leaves = np.concatenate((clip(leaves, 0, start), clip(leaves, end, 1 << 52)))
+    return leaves
+
+
 def _end(p2m: P2M) -> int:
     return int((column(p2m.runs, "pfn") + column(p2m.runs, "nr")).max(initial=0))
 
 
-def _table_entries(image: PageTableImage) -> tuple[list[Violation], Runs]:
-    """Entries that lead to no table of the level below, and one RUN row for each table entry."""
+def _table_entries(
+    image: PageTableImage,
+) -> tuple[list[Violation], Runs, list[tuple[int, int]]]:
+    """Entries that lead to no table of the level below; a RUN row for each that does; and vpns
+    [start, end) of those that are linear page tables (a read-only entry that names a table of its
+    own level, SPEC E4).
+    """
     top = image.root()
     root = run_array(
         [int(image.vaddr[top]) >> PAGE_SHIFT], image.mfn[top], 1, 1, int(image.level[top]), 0
     )
-    rows, broken = [root], []
+    rows, broken, windows = [root], [], []
     by_mfn = np.argsort(image.mfn)
     for level in range(int(image.level[top]), 1, -1):
         at = image.tables(level)
@@ -81,6 +93,8 @@ def _table_entries(image: PageTableImage) -> tuple[list[Violation], Runs]:
         held = image.mfn[child] == mfn
         right = held & (image.level[child] == level - 1)
         linear = held & (image.level[child] == level) & (word & np.uint64(PTE_RW) == 0)
+        pages = ENTRIES ** (level - 1)
+        windows += [(start, start + pages) for start in vpn[linear].tolist()]
         for i in np.flatnonzero(~right & ~linear).tolist():
             what = f"an L{int(image.level[child[i]])} table" if held[i] else "no table of the image"
             broken.append(
@@ -93,7 +107,7 @@ def _table_entries(image: PageTableImage) -> tuple[list[Violation], Runs]:
                 )
             )
         rows.append(run_array(vpn[right], mfn[right], 1, 1, level - 1, word[right] & FLAGS))
-    return broken, np.concatenate(rows)
+    return broken, np.concatenate(rows), windows
 
 
 def _vpn(

@@ -409,14 +409,15 @@ class CheckedMachine:
         """The guest's own store into a page, through a mapping that it has.
 
         A store into a table of level 1 traps and is made as a checked update (SPEC E10). Into any
-        other page in use as a table it faults.
+        other page in use as a table, or into a page of others, it faults.
 
         :raises RefusedError: -EPERM a fault; or what the checked update refuses
         """
-        x = self.tables.frames.get(mfn)[1]
-        if x & PGT_COUNT_MASK and level_of(x) == 1:
+        count_info, x = self.tables.frames.get(mfn)
+        typed = bool(x & PGT_COUNT_MASK)
+        if typed and level_of(x) == 1:
             self.ptwr_emulated_update(mfn, slot, val)
-        elif x & PGT_COUNT_MASK and x & PGT_TYPE_MASK != PGT_WRITABLE_PAGE:
+        elif not count_info & PGC_COUNT_MASK or (typed and x & PGT_TYPE_MASK != PGT_WRITABLE_PAGE):
             raise RefusedError(EPERM, f"page fault: store to mfn {mfn:05x} slot {slot:#x}")
         else:
             self.tables.memory.words(mfn)[slot] = val

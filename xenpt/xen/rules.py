@@ -14,6 +14,7 @@ import numpy as np
 
 from xenpt.abi import (
     ENTRIES,
+    LEVELS,
     PAGE_SHIFT,
     PGC_COUNT_MASK,
     PGT_COUNT_MASK,
@@ -236,6 +237,8 @@ class PageTables:
                 raise _FailedAtError(slot, failed.errno, *failed.lines, line) from None
             words = self.memory.words(mfn)  # validation below may have moved the arena
             words[slot] = entries.adjust_one(entry, level)
+        if level == LEVELS:  # init_xen_l4_slots(): Xen's own entries, which are empty here
+            words[entries.XEN_SLOTS.start : entries.XEN_SLOTS.stop] = 0
 
     def _demote(self, mfn: int, level: int) -> None:
         self.work.devalidated[level] += 1
