@@ -53,7 +53,7 @@ PRELOAD_asan = LD_PRELOAD=$$(gcc -print-file-name=libasan.so) ASAN_OPTIONS=detec
 PRELOAD_ubsan = LD_PRELOAD=$$(gcc -print-file-name=libubsan.so)
 debug asan ubsan: $(CHECK_READY)
 	XENPT_BUILD=$@ $(VENV)/bin/python setup.py --quiet build --build-base build/$@ --build-lib build/$@/lib
-	$(PRELOAD_$@) PYTHONPATH=build/$@/lib $(VENV)/bin/pytest tests $(wildcard benchmarks) --benchmark-disable
+	$(PRELOAD_$@) PYTHONSAFEPATH=1 PYTHONPATH=$(abspath build/$@/lib) $(VENV)/bin/pytest tests $(wildcard benchmarks) --benchmark-disable
 
 # On a quiet machine: the engine beside its peers, and the page that says so.
 bench: $(TEST_READY)

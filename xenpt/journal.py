@@ -24,6 +24,11 @@ def json_line(row: Row) -> str:
     return json.dumps(row, separators=(",", ":")) + "\n"
 
 
+def nr_rows(path: str | Path) -> int:
+    """Whole rows that a journal holds."""
+    return Path(path).read_bytes().count(b"\n")
+
+
 class Journal:
     """Rows in a file, one process at a time.
 

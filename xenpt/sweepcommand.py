@@ -10,6 +10,7 @@ from typing import Any, Final
 from xenpt import output
 from xenpt.errors import UsageError
 from xenpt.inputs.kernel import default_kernel
+from xenpt.journal import nr_rows
 from xenpt.linux import MAINLINE
 from xenpt.report import progress_bar
 from xenpt.scenario import Case, expand, named_e820, named_kernel, parse_sizes, read_scenario
@@ -85,8 +86,9 @@ def run(options: Namespace) -> Sweep:
             )
     except BaseException:
         if journal and nr_done < nr_all:
+            # A signal may come between a row's write and the report of it: the file knows.
             where = f"{journal}: --resume goes on from there"
-            output.complain(f"{nr_done} of {nr_all} rows are in {where}")
+            output.complain(f"{nr_rows(journal)} of {nr_all} rows are in {where}")
         raise
 
 

@@ -26,6 +26,7 @@ from xenpt.xen.invariants import check_built
 _NO_CHUNK = "Not enough RAM for domain 0 allocation"
 _NO_INITRD = "Not enough RAM for domain 0 initrd"
 _NO_LIST = "Not enough RAM for DOM0 P->M table"
+_NO_REST = "Not enough RAM for DOM0 reservation"
 
 #: Table page of a domain at entry: pfn, count_info and type_info of its struct page_info.
 PAGE_INFO = np.dtype([("pfn", "<u8"), ("count_info", "<u8"), ("type_info", "<u8")])
@@ -214,8 +215,9 @@ def _place(plan: Plan, p2m_map: Mapping | None, heap: Heap) -> P2M:
 
     :raises PanicError: the host has not enough memory left
     """
-    initrd = _take(heap, abi.get_order(plan.initrd_pages << PAGE_SHIFT), 1, _NO_INITRD)
-    chunk = _take(heap, plan.alloc_order, 1, _NO_CHUNK)
+    stop = plan.era.panic_stop
+    initrd = _take(heap, abi.get_order(plan.initrd_pages << PAGE_SHIFT), 1, _NO_INITRD + stop)
+    chunk = _take(heap, plan.alloc_order, 1, _NO_CHUNK + stop)
     nr_chunk, nr_initrd = 1 << plan.alloc_order, plan.initrd_pages
     before = nr_chunk if plan.initrd is None else (plan.initrd[0] - plan.total[0]) >> PAGE_SHIFT
     rows = [(0, chunk[0][0], 1, before)]
@@ -225,7 +227,7 @@ def _place(plan: Plan, p2m_map: Mapping | None, heap: Heap) -> P2M:
         rows.append((before + nr_initrd, chunk[0][0] + before, 1, nr_chunk - before))
     pfn = plan.first_p2m_pfn
     for order, nr in () if p2m_map is None else _allocations(p2m_map):
-        blocks = _take(heap, order, nr, _NO_LIST)
+        blocks = _take(heap, order, nr, _NO_LIST + stop)
         rows += _rows(pfn, order, blocks)
         pfn += nr << order
     order = abi.MAX_ORDER
@@ -233,7 +235,7 @@ def _place(plan: Plan, p2m_map: Mapping | None, heap: Heap) -> P2M:
         order = min(order, (plan.nr_pages - pfn).bit_length() - 1)
         got = heap.alloc(order, (plan.nr_pages - pfn) >> order)
         if got is None and order == 0:
-            raise PanicError("Not enough RAM for DOM0 reservation")
+            raise PanicError(_NO_REST + stop)
         if got is None:
             order -= 1
             continue
