@@ -99,12 +99,12 @@ class Pair:
     def compare_frames(self):
         for mfn, frame in self.model.frames.items():
             count_info, x = self.machine.tables.frames.get(mfn)
-            assert count_info & PGC_COUNT_MASK == frame["refs"], f"references of {mfn}"
-            assert bool(count_info & PGC_ALLOCATED) == (frame["allocated"] and frame["refs"] > 0)
-            assert x & PGT_COUNT_MASK == frame["count"], f"type references of {mfn}"
-            if frame["count"]:
-                assert (x & PGT_TYPE_MASK) >> 61 == TYPES[frame["type"]], f"type of {mfn}"
-                assert bool(x & PGT_PINNED) == frame["pinned"]
+            assert count_info & PGC_COUNT_MASK == frame.refs, f"references of {mfn}"
+            assert bool(count_info & PGC_ALLOCATED) == (frame.allocated and frame.refs > 0)
+            assert x & PGT_COUNT_MASK == frame.count, f"type references of {mfn}"
+            if frame.count:
+                assert (x & PGT_TYPE_MASK) >> 61 == TYPES[frame.type], f"type of {mfn}"
+                assert bool(x & PGT_PINNED) == frame.pinned
                 assert x & PGT_VALIDATED
         assert (self.machine.base, self.machine.user_base) == (
             self.model.base, self.model.user_base,
@@ -117,7 +117,7 @@ class Pair:
             assert nonzero == {slot: word for slot, word in words.items() if word}, f"page {mfn}"
         assert self.machine.tables.m2p == self.model.m2p
         linear = {
-            mfn: n for mfn, n in self.model.linear.items() if n and self.model.frames[mfn]["count"]
+            mfn: n for mfn, n in self.model.linear.items() if n and self.model.frames[mfn].count
         }
         assert {m: n for m, n in self.machine.tables.linear.items() if n} == linear
 
@@ -228,7 +228,7 @@ class RandomCalls:
         found = [
             m
             for m, f in frames.items()
-            if f["refs"] and (f["type"] in levels if f["count"] else None in levels)
+            if f.refs and (f.type in levels if f.count else None in levels)
         ]
         return self.random.choice(found) if found and self.random.random() < 0.9 else self.any()
 
