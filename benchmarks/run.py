@@ -102,24 +102,36 @@ def in_cache() -> Rates:
         variants = [
             Variant(f"limit {step}", MEMORY_PTES, partial(limit, step, memory)) for step in LIMITS
         ]
-        for threads in (1, 2):
-            run = partial(stream, *guest, pfn_ranges=ranges, threads=threads)
-            variants.append(Variant(f"stream {k} threads {threads}", MEMORY_PTES, run))
+        for nr in (1, 2):
+            run = partial(stream, *guest, pfn_ranges=ranges, threads=nr)
+            variants.append(Variant(f"stream {k} threads {nr}", MEMORY_PTES, run))
         if k == 1:
             run = partial(_materialised, *smaller, arena)
             variants.append(Variant("materialised", MEMORY_PTES // 4, run))
         for peer in [Loop(), NumPyInPlace(), *filter(None, [numba_peer()])]:
             chunk = buffer if isinstance(peer, NumPy) else window
-            nr = MEMORY_PTES // (8 if k == 1 else 32)
+            words = MEMORY_PTES // (8 if k == 1 else 32)
             peer.fused(chunk, 1, FIRST_MFN, FLAGS, mfns)
-            run = partial(peer.fused, chunk, nr // chunk.size, FIRST_MFN, FLAGS, mfns)
-            variants.append(Variant(f"{peer.name} {k}", nr, run))
+            run = partial(peer.fused, chunk, words // chunk.size, FIRST_MFN, FLAGS, mfns)
+            variants.append(Variant(f"{peer.name} {k}", words, run))
         done = rounds(variants, 9 if k == 1 else 3)
         found = done[f"stream {k} threads 1"].result
         assert isinstance(found, StreamResult)
         assert found.changed == int((ranges[:, 1] - ranges[:, 0]).sum())
         rates = {name: variant.rate for name, variant in done.items()} | rates
     return rates
+
+
+def threads() -> Rates:
+    """Gpte/s of a stream of 4 TiB by one thread and by two, in turn: long enough to start them."""
+    nr_pages = 1 << 30
+    mapping, p2m = direct_map(nr_pages, chunk=1 << 18)
+    ranges = spread(nr_pages, 1)
+    variants = [
+        Variant(str(nr), nr_pages, partial(stream, mapping, p2m, pfn_ranges=ranges, threads=nr))
+        for nr in (1, 2)
+    ]
+    return {name: variant.rate for name, variant in rounds(variants, 25).items()}
 
 
 def _materialised(mapping: Mapping, p2m: P2M, arena: Pages) -> None:
@@ -197,6 +209,7 @@ def child(part: str, *arguments: str, simd: str = "") -> Any:
 PARTS: dict[str, Callable[..., Any]] = {
     "memory": in_memory,
     "cache": in_cache,
+    "threads": threads,
     "scattered": scattered,
     "volatility": volatility_rate,
     "guest": lambda tib, engine, threads: whole_guest(float(tib), engine, int(threads)),
@@ -207,7 +220,7 @@ PARTS: dict[str, Callable[..., Any]] = {
 def measure() -> dict[str, Any]:
     """All parts, each in a process of its own; missing peers are null."""
     found: dict[str, Any] = {"machine": machine()}
-    for part in ("memory", "cache", "scattered", "volatility"):
+    for part in ("memory", "cache", "threads", "scattered", "volatility"):
         sys.stderr.write(f"{part} ...\n")
         found[part] = child(part)
     for simd in ("v3", "baseline"):

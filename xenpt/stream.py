@@ -18,6 +18,7 @@ from xenpt.abi import ENTRIES, LEVELS, PAGE_SHIFT, PTE_RW, TABLE_SHIFT
 from xenpt.engine import mark_read_only
 from xenpt.errors import MappingError
 from xenpt.extents import P2M, RUN, Mapping, Ranges, Runs, column, join_ranges, words
+from xenpt.image import new_arena
 
 #: Tables of a window: 32 KiB, which the first-level cache of current processors (48 KiB) holds.
 WINDOW_TABLES = 8
@@ -111,7 +112,8 @@ def stream(
 
     def run(worker: int) -> npt.NDArray[np.uint64]:
         """Every `threads`-th job; the sums of its counts by level."""
-        window = np.zeros((window_tables, ENTRIES), np.uint64)
+        # On page borders: words that cross a cache line cost a quarter of the speed.
+        window = new_arena(window_tables)
         scratch = words(np.empty(window_tables * ENTRIES, RUN))
         sums = np.zeros((LEVELS + 1, 6), np.uint64)
         for i in range(worker, len(jobs), threads):
