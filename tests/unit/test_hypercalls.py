@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The guest's hypercalls: counted by type, and kept in order on demand."""
 
+from dataclasses import replace
+from errno import EINVAL
+
 import numpy as np
+import pytest
 
 from xenpt.abi import MMUEXT_PIN_L1_TABLE, PAGE_SHIFT, PTE_PRESENT, PTE_RW, TABLE_PROT
+from xenpt.errors import RefusedError
 from xenpt.extents import make_runs
 from xenpt.xen.hypercalls import Call, Hypercalls
 
@@ -66,3 +71,41 @@ def test_a_new_table_is_made_read_only_pinned_and_hooked_in():
         (offset + (pfn << PAGE_SHIFT), pfn) for pfn in (90, 89, 95)
     ]
     assert not any(call.flags & PTE_RW for call in marked)
+
+
+def test_a_gate_is_asked_with_each_single_call_before_it_is_counted():
+    asked = []
+
+    def gate(call):
+        asked.append(call)
+        if len(asked) == 6:
+            raise RefusedError(EINVAL)
+
+    hc = Hypercalls(record=True, gate=gate)
+    hc.update_va_mapping(0x1000, 7, PTE_PRESENT, nr=2)
+    with hc.multicall():
+        hc.update_va_mapping(0x3000, 9, PTE_PRESENT)
+        hc.mmuext_op(MMUEXT_PIN_L1_TABLE, 9)
+    with pytest.raises(RefusedError):
+        hc.memory_op(1, pfn=3, nr=5)
+    assert [(call.op, call.nr, call.pfn) for call in asked] == [
+        ("update_va_mapping", 1, 7), ("update_va_mapping", 1, 8), ("multicall", 1, None),
+        ("update_va_mapping", 1, 9), ("mmuext_op", 1, 9), ("memory_op", 1, 3),
+    ]  # fmt: skip
+    assert {op: nr for op, nr in hc.by_type.items() if nr} == {
+        "update_va_mapping": 2, "multicall": 1
+    }  # fmt: skip
+    assert hc.log == asked[:5]
+
+
+def test_with_a_gate_repeated_steps_and_new_tables_are_taken_one_by_one():
+    asked = []
+    gated, recorded = Hypercalls(gate=asked.append), Hypercalls(record=True)
+    for hc in (gated, recorded):
+        for i in hc.repeat(3):
+            hc.memory_op(1, pfn=10 * i, nr=2)
+        hc.hook_tables(make_runs([(0x1200, 90, 2, -1, 1, PTE_PRESENT)]), np.array([95]), 0)
+    singles = [single for call in recorded.log or () for single in call.each()]
+    assert asked == [replace(single, nr=1) for single in singles]
+    assert gated.by_type == recorded.by_type
+    assert gated.log is None

@@ -140,7 +140,7 @@ def _issue(
     """The hypercalls of the frees in their order: of a table, first the entry that points to it."""
     events = walk.events
     cleared = _cleared_levels(state)
-    if hc.log is None:
+    if not hc.one_by_one:
         tables = events[events["table"]]
         nr = int(tables["nr"][np.isin(tables["level"], cleared)].sum())
         hc.update_va_mapping(0, None, KERNEL_PTE, nr=walk.pages_freed)

@@ -7,7 +7,7 @@ The arguments are those that Xen's checks look at, with guest frames (pfn) in pl
 frames, so that the checks can live here and not in the stages.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -74,17 +74,28 @@ class Call:
 class Hypercalls:
     """The guest's side of the hypercall page.
 
+    :param gate: asked with each single call (its `nr` is 1), in order and those of a multicall
+        included, before it is counted; raises RefusedError where Xen refuses it
+
     :ivar by_type: traps by type
     :ivar mmuext: mmuext operations by command, those inside a multicall included
     :ivar log: the calls in order, or None if they are only counted
     """
 
-    def __init__(self, *, record: bool = False) -> None:
+    def __init__(
+        self, *, record: bool = False, gate: Callable[[Call], None] | None = None
+    ) -> None:
         self.by_type = dict.fromkeys(HYPERCALL_TYPES, 0)
         self.mmuext: dict[int, int] = {}
         self.log: list[Call] | None = [] if record else None
+        self._gate = gate
         self._times = 1
         self._batch: list[Call] | None = None
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether each call matters, with all of its arguments, and not their number alone."""
+        return self.log is not None or self._gate is not None
 
     def update_va_mapping(
         self, vaddr: int | None, pfn: int | None, flags: int, *, nr: int = 1, uvmf: int = UVMF_NONE
@@ -139,7 +150,7 @@ class Hypercalls:
 
         Models xen_alloc_pte_init, xen_alloc_pmd_init and set_pmd, set_pud, set_pgd behind them.
         """
-        if self.log is None:
+        if not self.one_by_one:
             nr = int(tables["nr"].sum())
             nr_l1 = int(tables["nr"][tables["level"] == 1].sum())
             self._count("update_va_mapping", nr)
@@ -177,9 +188,9 @@ class Hypercalls:
     def repeat(self, nr: int) -> Iterator[int]:
         """Steps 0 .. nr-1 of a loop whose steps issue the same types of calls.
 
-        When calls are recorded every step is taken; else the first alone, counted `nr` times.
+        Where each call matters every step is taken; else the first alone, counted `nr` times.
         """
-        if self.log is not None or nr <= 1:
+        if self.one_by_one or nr <= 1:
             yield from range(nr)
             return
         self._times *= nr
@@ -189,7 +200,14 @@ class Hypercalls:
     def _issue(self, call: Call) -> None:
         if self._batch is not None:
             self._batch.append(call)
-            return
+        elif self._gate is None:
+            self._accept(call)
+        else:
+            for single in call.each():
+                self._gate(single)
+                self._accept(single)
+
+    def _accept(self, call: Call) -> None:
         if not call.batched:
             self._count(call.op, call.nr)
         if call.op == "mmuext_op":
