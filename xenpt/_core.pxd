@@ -57,6 +57,7 @@ ctypedef struct image_t:
 ctypedef struct walk_t:
     image_t image
     runs_t out
+    runs_t tables
     uint64_t read[5]
     uint64_t outside
     uint64_t visits

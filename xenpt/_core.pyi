@@ -35,8 +35,9 @@ def walk_to_free(
     skip_empty_entries: bool,
     flat: bool,
     out: _Words,
+    tables: _Words,
     counts: _Words,
-) -> int: ...
+) -> tuple[int, int]: ...
 def stream(
     entries: _Words,
     expected: _Words,

@@ -667,12 +667,14 @@ def walk_to_free(
     bint skip_empty_entries,
     bint flat,
     uint64_t[:, ::1] out not None,
+    uint64_t[:, ::1] tables not None,
     uint64_t[::1] counts not None,
-) -> int:
-    """Write what a walk below an L3 table frees, in order; return the number of rows.
+) -> tuple[int, int]:
+    """Write what a walk below an L3 table frees: runs of leaves and runs of table pages, flags 0.
 
-    Rows are runs of leaves, flags 0, and table pages, flags 1, one each, behind what they map. A
-    result above the rows of `out` means that it was too small: call again with that many.
+    Each list has an open run of its own, for tables come between the leaves: one run would end at
+    every table. Returned is the number of runs of each; one above the rows of its array means that
+    it was too small: call again with that many.
 
     :param root: row of the L3 table; `slot`: its first virtual page
     :param begin: first virtual page of the list, rounded down to 2 MiB
@@ -683,23 +685,24 @@ def walk_to_free(
     """
     cdef walk_t state
     _begin_walk(&state, pages, mfns, order, root, 3, counts)
-    if out.shape[1] != RUN_COLUMNS:
-        raise ValueError("walk_to_free: out must have six columns")
+    if out.shape[1] != RUN_COLUMNS or tables.shape[1] != RUN_COLUMNS:
+        raise ValueError("walk_to_free: out and tables must have six columns")
     if begin < slot or begin - slot >= <uint64_t>ENTRIES ** 3 or begin & (ENTRIES - 1):
         raise ValueError("walk_to_free: the list begins outside the slot, or not at 2 MiB")
-    state.out = _runs(out)
+    state.out, state.tables = _runs(out), _runs(tables)
     with nogil:
         _free_l3(&state, root, slot, begin if flat else slot, skip_empty_entries, flat)
         _close(&state.out)
+        _close(&state.tables)
     _end_walk(&state, root, counts)
-    return state.out.nr
+    return state.out.nr, state.tables.nr
 
 
 cdef void _free_l3(
     walk_t *state, Py_ssize_t page, uint64_t slot, uint64_t begin, bint skip_empty, bint flat
 ) noexcept nogil:
     cdef const uint64_t *t = state.image.pages + page * ENTRIES
-    cdef uint64_t size = ENTRIES * ENTRIES, at
+    cdef uint64_t size = ENTRIES * ENTRIES, at, mfn = 0
     cdef Py_ssize_t i, child, first = (begin - slot) // size, from_l2 = (begin // ENTRIES) % ENTRIES
     for i in range(first, ENTRIES):
         at = slot + i * size
@@ -718,7 +721,11 @@ cdef void _free_l3(
         if flat:
             state.read[3] += ENTRIES - from_l2 - 1
         _free_l2(state, child, at, from_l2, skip_empty)
-    _free_table(state, slot, page, 3)
+        _free_table(state, at, t[i], 2)
+    for i in range(state.image.nr):
+        if state.image.order[i] == page:
+            mfn = state.image.mfns[i]
+    _free_table(state, slot, mfn << PAGE_SHIFT, 3)
 
 
 cdef void _free_l2(
@@ -740,7 +747,7 @@ cdef void _free_l2(
             state.outside += 1
         else:
             _free_l1(state, child, at, skip_empty)
-    _free_table(state, vpn, page, 2)
+            _free_table(state, at, t[i], 1)
 
 
 cdef void _free_l1(
@@ -765,7 +772,6 @@ cdef void _free_l1(
                 _append(&state.out, _freed(vpn + i, t[i], 1), 1, 1)
             elif not skip_empty:
                 break
-    _free_table(state, vpn, page, 1)
 
 
 cdef inline run_t _freed(uint64_t vpn, uint64_t word, int level) noexcept nogil:
@@ -774,14 +780,9 @@ cdef inline run_t _freed(uint64_t vpn, uint64_t word, int level) noexcept nogil:
     return run
 
 
-cdef void _free_table(walk_t *state, uint64_t vpn, Py_ssize_t page, int level) noexcept nogil:
-    """A table page as a row of its own; its mfn is looked up by row, once a table."""
-    cdef run_t run
-    _close(&state.out)
-    run.vpn, run.frame, run.nr, run.step = vpn, <uint64_t>page, 1, 1
-    run.level, run.flags = level, 1
-    state.out.open = run
-    _close(&state.out)
+cdef void _free_table(walk_t *state, uint64_t vpn, uint64_t word, int level) noexcept nogil:
+    """The table that `word` points to."""
+    _append(&state.tables, _freed(vpn, word, level), <uint64_t>1 << TABLE_SHIFT * level, 1)
 
 
 # --- Stream --------------------------------------------------------------------------------------

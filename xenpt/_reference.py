@@ -166,13 +166,13 @@ def walk(
 
 def walk_to_free(
     pages: _Words, mfns: _Words, order: _Rows, root: int, slot: int, begin: int,
-    skip_empty_entries: bool, flat: bool, out: _Words, counts: _Words,
-) -> int:  # fmt: skip
-    freed, read = _Runs(), [0] * 5
+    skip_empty_entries: bool, flat: bool, out: _Words, tables: _Words, counts: _Words,
+) -> tuple[int, int]:  # fmt: skip
+    freed, freed_tables, read = _Runs(), _Runs(unit=1), [0] * 5
 
     def free_table(page: int, level: int, vpn: int) -> None:
-        freed.close()
-        freed.rows.append([vpn, page, 1, 1, level, 1])
+        mfn = next(int(mfn) for mfn, row in zip(mfns, order, strict=True) if row == page)
+        freed_tables.add(vpn, mfn, level, 0)
 
     def l1(page: int, vpn: int) -> None:
         for i, word in enumerate(pages[page].tolist()):
@@ -216,7 +216,7 @@ def walk_to_free(
             free_table(child, 2, vpn - ENTRIES**2)
     free_table(root, 3, slot)
     counts[:] = read
-    return freed.write(out)
+    return freed.write(out), freed_tables.write(tables)
 
 
 def stream(

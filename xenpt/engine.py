@@ -4,7 +4,7 @@
 All are O(runs), vectorised, and return new arrays; none looks at a word of a page table.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -262,33 +262,42 @@ class WalkRules:
 
 @dataclass(frozen=True, slots=True)
 class FreeWalk:
-    """What a walk frees, in order, and what it reads.
+    """What a walk frees, and what it reads.
 
-    :ivar events: FREE array; data of a table before the table, tables before their parents
+    :ivar leaves: RUN array of the data that is freed, flags 0, canonical
+    :ivar tables: RUN array of the table pages that are freed, flags 0, canonical
     :ivar entries_read: entries examined by the walk, by level (`l1` .. `l4`)
     :ivar leaked_pages: frames of leaves and tables that the walk never reaches
     """
 
-    events: npt.NDArray[np.void]
+    leaves: Runs
+    tables: Runs
     entries_read: dict[str, int]
     leaked_pages: int
 
     @property
+    def events(self) -> npt.NDArray[np.void]:
+        """FREE array: the frees in their order, made anew at each call.
+
+        Data of a table comes before the table, tables before their parents.
+        """
+        return _free_events(self.leaves, self.tables)
+
+    @property
     def nr_frees(self) -> int:
         """Calls of the allocator's free."""
-        return int(self.events["nr"].sum())
+        return int(self.leaves["nr"].sum() + self.tables["nr"].sum())
 
     @property
     def pages_freed(self) -> int:
         """Frames given back, tables included."""
-        return int((self.events["nr"] * self.events["pages"]).sum())
+        return Mapping(self.leaves, self.tables).nr_pages + int(self.tables["nr"].sum())
 
     @property
     def tables_freed(self) -> dict[str, int]:
         """Table pages given back, by level (`l1` .. `l4`)."""
-        tables = self.events[self.events["table"]]
-        levels = range(1, LEVELS + 1)
-        return {f"l{n}": int(tables["nr"][tables["level"] == n].sum()) for n in levels}
+        mapping = Mapping(self.leaves, self.tables)
+        return {f"l{n}": mapping.nr_tables(n) for n in range(1, LEVELS + 1)}
 
 
 def walk_to_free(mapping: Mapping, vaddr: int, rules: WalkRules) -> FreeWalk:
@@ -303,19 +312,20 @@ def walk_to_free(mapping: Mapping, vaddr: int, rules: WalkRules) -> FreeWalk:
     begin = (vaddr >> PAGE_SHIFT) // ENTRIES * ENTRIES
     slot = begin // slot_pages * slot_pages
     leaves = clip(mapping.leaves, slot, slot + slot_pages)
-    tables = tables_of(mapping.tables, slot, slot + slot_pages)
-    tables = expand(tables[tables["level"] < LEVELS], tables=True)
-    if not np.any(tables["level"] == LEVELS - 1):
-        raise MappingError(f"no L3 table for the P->M list at {vaddr:#018x}")
     start = begin if rules.flat else slot
-    pieces = split_at_tables(leaves)
-    held = tables[_ends(tables, tables=True) > start]
-    met = pieces[column(pieces, "vpn") >= start]
-    met = met if rules.skip_empty_entries else met[_before_first_gap(met)]
-    events = _free_events(met, held)
+    held = tables_of(mapping.tables, start, slot + slot_pages)
+    held = held[held["level"] < LEVELS]
+    if not np.any(held["level"] == LEVELS - 1):
+        raise MappingError(f"no L3 table for the P->M list at {vaddr:#018x}")
+    met = clip(leaves, start, slot + slot_pages)
+    if not rules.skip_empty_entries:
+        met = split_at_tables(met)
+        met = met[_before_first_gap(met)]
+    read = _entries_read(met, held, start, rules)
+    met["flags"] = held["flags"] = 0  # a free does not ask for them
+    walk = FreeWalk(coalesce(met), sort_tables(held), read, 0)
     nr_pages = mapping.nr_pages + mapping.nr_tables() - mapping.nr_tables(LEVELS)
-    freed = int((events["nr"] * events["pages"]).sum())
-    return FreeWalk(events, _entries_read(met, held, start, rules), nr_pages - freed)
+    return replace(walk, leaked_pages=nr_pages - walk.pages_freed)
 
 
 def _before_first_gap(pieces: Runs) -> npt.NDArray[np.bool_]:
@@ -330,11 +340,10 @@ def _before_first_gap(pieces: Runs) -> npt.NDArray[np.bool_]:
     return met
 
 
-def _free_events(pieces: Runs, tables: Runs) -> npt.NDArray[np.void]:
+def _free_events(leaves: Runs, tables: Runs) -> npt.NDArray[np.void]:
     """Frees of leaves and tables, ordered by where the walk has finished with them."""
-    pieces = pieces.copy()
-    pieces["flags"] = 0  # a free does not ask for them
-    pieces = coalesce(pieces, within=True)
+    pieces = coalesce(split_at_tables(leaves), within=True)
+    tables = expand(tables, tables=True)
     events = np.zeros(len(pieces) + len(tables), FREE)
     for name in ("vpn", "pfn", "nr", "step", "level"):
         events[name] = np.concatenate((pieces[name], tables[name]))
@@ -343,11 +352,13 @@ def _free_events(pieces: Runs, tables: Runs) -> npt.NDArray[np.void]:
     events["table"][len(pieces) :] = True
     events["step"][len(pieces) :] = 1
     end = np.concatenate((_ends(pieces), _ends(tables, tables=True)))
-    return events[np.lexsort((events["level"], events["table"], end))]
+    # One key: sorting is quick, since leaves and each level of tables are sorted already.
+    key = end << 4 | events["table"].astype(np.int64) << 3 | events["level"]
+    return events[np.argsort(key, kind="stable")]
 
 
 def _entries_read(met: Runs, tables: Runs, start: int, rules: WalkRules) -> dict[str, int]:
-    nr = {level: int((tables["level"] == level).sum()) for level in (1, 2, 3)}
+    nr = {level: int(tables["nr"][tables["level"] == level].sum()) for level in (1, 2, 3)}
     l1_entries = ENTRIES * nr[1]
     if not rules.skip_empty_entries:
         # Entries met in each L1 table, and the empty one that ends the loop, if it is not full.

@@ -96,7 +96,8 @@ def coalesce(runs: Runs, *, tables: bool = False, within: bool = False) -> Runs:
     """
     out = np.empty(2 * len(runs), RUN)
     nr = _core.coalesce(words(runs), words(out), tables, within)
-    return out[:nr].copy()
+    out.resize(nr, refcheck=False)  # gives the rest back in place; no view of it is left
+    return out
 
 
 def expand(runs: Runs, *, tables: bool = False) -> Runs:
@@ -210,7 +211,7 @@ class Mapping:
 
         :raises MappingError: a virtual page is mapped by both, or a table differs
         """
-        leaves = coalesce(np.sort(np.concatenate((self.leaves, other.leaves)), order="vpn"))
+        leaves = coalesce(sort_leaves(np.concatenate((self.leaves, other.leaves))))
         tables = np.unique(expand(np.concatenate((self.tables, other.tables)), tables=True))
         merged = Mapping(leaves, sort_tables(tables))
         merged.check()
@@ -228,9 +229,14 @@ class Mapping:
             raise MappingError("a leaf that is not present")
 
 
+def sort_leaves(leaves: Runs) -> Runs:
+    """Leaves sorted by vpn. (np.sort() with an order compares field by field: 20 times as long.)"""
+    return leaves[np.argsort(leaves["vpn"], kind="stable")]
+
+
 def sort_tables(tables: Runs) -> Runs:
     """Canonical table runs: sorted by (level, vpn) and coalesced."""
-    return coalesce(np.sort(tables, order=("level", "vpn")), tables=True)
+    return coalesce(tables[np.lexsort((tables["vpn"], tables["level"]))], tables=True)
 
 
 def clip(runs: Runs, start: int, end: int) -> Runs:

@@ -6,7 +6,7 @@ the inverse of the other. Words hold machine frames, extents guest frames.
 """
 
 import mmap
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -28,9 +28,10 @@ from xenpt.abi import (
     pfn_up,
     table_slot,
 )
-from xenpt.engine import FREE, FreeWalk, WalkRules
+from xenpt.engine import FreeWalk, WalkRules
 from xenpt.errors import MappingError
 from xenpt.extents import (
+    EMPTY,
     P2M,
     RUN,
     Frames,
@@ -247,50 +248,28 @@ class PageTableImage:
         if not len(at):
             raise MappingError(f"no L3 table for the P->M list at {vaddr:#018x}")
         begin = vaddr >> PAGE_SHIFT & ~(ENTRIES - 1)
-        counts, out = np.zeros(5, np.uint64), np.empty(FIRST_ROWS, RUN)
+        counts = np.zeros(5, np.uint64)
+        out, tables = np.empty(FIRST_ROWS, RUN), np.empty(FIRST_ROWS, RUN)
         while True:
-            nr = _core.walk_to_free(
+            nr, nr_tables = _core.walk_to_free(
                 self.pages, self._mfns, self._order, int(at[0]), slot, begin,
-                rules.skip_empty_entries, rules.flat, words(out), counts,
+                rules.skip_empty_entries, rules.flat, words(out), words(tables), counts,
             )  # fmt: skip
-            if nr <= len(out):
+            if nr <= len(out) and nr_tables <= len(tables):
                 break
-            out = np.empty(nr, RUN)
-        rows = out[:nr].copy()
-        tables = rows["flags"] == 1
-        rows["pfn"][tables] = self.mfn[rows["pfn"][tables].astype(np.int64)]
-        events = _events(rows, p2m)
-        freed = int((events["nr"] * events["pages"]).sum())
-        walk = self.walk()
-        nr_pages = int(
-            (column(walk.leaves, "nr") * entry_pages(column(walk.leaves, "level"))).sum()
+            out, tables = np.empty(nr, RUN), np.empty(nr_tables, RUN)
+        freed = FreeWalk(
+            p2m.to_pfn(out[:nr]),
+            sort_tables(p2m.to_pfn(tables[:nr_tables], tables=True)),
+            _by_level(counts),
+            0,
         )
-        nr_tables = int((self.level < LEVELS).sum())
-        return FreeWalk(events, _by_level(counts), nr_pages + nr_tables - freed)
+        there = Mapping(self.walk().leaves, EMPTY).nr_pages + int((self.level < LEVELS).sum())
+        return replace(freed, leaked_pages=there - freed.pages_freed)
 
 
 def _by_level(counts: npt.NDArray[np.uint64]) -> dict[str, int]:
     return {f"l{level}": int(counts[level]) for level in range(1, LEVELS + 1)}
-
-
-def _events(rows: Runs, p2m: P2M) -> npt.NDArray[np.void]:
-    """FREE array of a walk's rows in mfns; a table page is found as the 4 KiB page that it is."""
-    plain = rows.copy()
-    table = rows["flags"] == 1
-    # Each row keeps its place through the cutting at P->M runs: number it in the flags.
-    plain["flags"] = np.arange(len(rows)) << 1 | table
-    plain["level"][table] = 1
-    plain = p2m.to_pfn(plain)
-    of_row = column(plain, "flags") >> 1
-    plain["flags"], plain["level"] = rows["flags"][of_row], rows["level"][of_row]
-    plain = coalesce(plain)
-    events = np.zeros(len(plain), FREE)
-    for name in ("vpn", "pfn", "nr", "step", "level"):
-        events[name] = plain[name]
-    events["table"] = plain["flags"] == 1
-    events["pages"] = np.where(events["table"], 1, entry_pages(column(plain, "level")))
-    events["step"][events["table"]] = 1
-    return events
 
 
 def materialise(

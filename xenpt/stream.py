@@ -17,7 +17,17 @@ from xenpt import _core
 from xenpt.abi import ENTRIES, LEVELS, PAGE_SHIFT, PTE_RW, TABLE_SHIFT
 from xenpt.engine import mark_read_only
 from xenpt.errors import MappingError
-from xenpt.extents import P2M, RUN, Mapping, Ranges, Runs, column, join_ranges, words
+from xenpt.extents import (
+    P2M,
+    RUN,
+    Mapping,
+    Ranges,
+    Runs,
+    column,
+    join_ranges,
+    sort_leaves,
+    words,
+)
 from xenpt.image import new_arena
 
 #: Tables of a window: 32 KiB, which the first-level cache of current processors (48 KiB) holds.
@@ -140,7 +150,7 @@ def _levels(
         below = tables[tables["level"] == level - 1]
         below["level"] = level
         entries, expected = (
-            np.sort(np.concatenate((leaves[leaves["level"] == level], below)), order="vpn")
+            sort_leaves(np.concatenate((leaves[leaves["level"] == level], below)))
             for leaves in ((before if level == 1 else after), after)
         )
         if len(entries):

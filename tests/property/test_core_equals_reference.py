@@ -191,11 +191,12 @@ def test_walk_to_free(host, skip, flat):
     order = np.argsort(image.mfn)
 
     def call(twin):
-        out, counts = np.zeros(9000, RUN), np.zeros(5, np.uint64)
-        nr = twin.walk_to_free(
-            image.pages, image.mfn[order], order, at, slot, begin, skip, flat, words(out), counts
-        )
-        return nr, out[:nr].tolist(), counts.tolist()
+        out, tables, counts = np.zeros(9000, RUN), np.zeros(9000, RUN), np.zeros(5, np.uint64)
+        nr, nr_tables = twin.walk_to_free(
+            image.pages, image.mfn[order], order, at, slot, begin, skip, flat, words(out),
+            words(tables), counts,
+        )  # fmt: skip
+        return out[:nr].tolist(), tables[:nr_tables].tolist(), counts.tolist()
 
     core, reference = both(call)
     assert core == reference

@@ -69,7 +69,8 @@ def test_walking_to_free_both_forms_gives_the_same_events_and_counts(host, rules
     )
     assert packed.entries_read == extents.entries_read
     assert packed.leaked_pages == extents.leaked_pages
-    assert packed.events.tolist() == extents.events.tolist()
+    assert packed.leaves.tolist() == extents.leaves.tolist()
+    assert packed.tables.tolist() == extents.tables.tolist()
 
 
 @given(lists(), st.sampled_from(RULES))
@@ -77,13 +78,14 @@ def test_frees_and_leaks_add_up_and_nothing_is_freed_twice(host, rules):
     walk = walk_to_free(host.mapping, int(host.mapping.leaves["vpn"][0]) << 12, rules)
     total = host.mapping.nr_pages + host.mapping.nr_tables()
     assert walk.pages_freed + walk.leaked_pages == total
+    events = walk.events
     starts = np.concatenate(
         [
             e["pfn"] + np.arange(e["nr"]).astype(np.uint64) * e["step"].astype(np.uint64)
-            for e in walk.events
+            for e in events
         ]
     )
-    pages = np.repeat(walk.events["pages"], walk.events["nr"].astype(np.int64))
+    pages = np.repeat(events["pages"], events["nr"].astype(np.int64))
     order = np.argsort(starts)
     assert np.all(starts[order][:-1] + pages[order][:-1] <= starts[order][1:])
 

@@ -90,7 +90,7 @@ def test_walk_refuses(change, reason):
 @pytest.mark.parametrize("slot, begin", [(512, 0), (0, 1), (0, 512**3)])
 def test_walk_to_free_refuses_a_list_outside_its_slot(slot, begin):
     with pytest.raises(ValueError, match="begins outside"):
-        _core.walk_to_free(PAGES, MFNS, ORDER, 0, slot, begin, True, True, OUT, COUNTS)
+        _core.walk_to_free(PAGES, MFNS, ORDER, 0, slot, begin, True, True, OUT, OUT, COUNTS)
 
 
 @pytest.mark.parametrize(

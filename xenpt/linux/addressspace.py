@@ -36,6 +36,7 @@ from xenpt.extents import (
     column,
     expand,
     make_runs,
+    sort_leaves,
     sort_tables,
     tables_of,
 )
@@ -93,7 +94,7 @@ def address_space(state: BootState) -> AddressSpace:
     held = [part for part in parts if part is not None]
     leaves = np.concatenate([part.leaves for part in held])
     tables = np.concatenate([_static_tables(state), *(part.tables for part in held)])
-    mapping = Mapping(coalesce(np.sort(leaves, order="vpn")), sort_tables(tables))
+    mapping = Mapping(coalesce(sort_leaves(leaves)), sort_tables(tables))
     return AddressSpace(mapping, np.concatenate((_kernel_aliases(state), state.aliases)))
 
 
@@ -152,7 +153,7 @@ def _direct_map(state: BootState) -> Mapping:
     leaves = _initial_leaves(state)
     if len(state.tables):
         leaves = np.concatenate((leaves, *_ram_leaves(state)))
-    leaves = _protect(state, np.sort(leaves, order="vpn"))
+    leaves = _protect(state, sort_leaves(leaves))
     xen = _initial_l1(state, 0, nr_xen)
     xen["vpn"] = column(xen, "vpn") - (START_KERNEL_MAP >> PAGE_SHIFT) + top
     if state.rules.nx_ident_map:
@@ -206,16 +207,25 @@ def _protect(state: BootState, leaves: Runs) -> Runs:
     """Clear RW of the list's frames and of page tables, each in the way that Linux does it."""
     top, frames = state.rules.page_offset >> PAGE_SHIFT, state.p2m_frames
     by_list = state.ro_frames.clip(*frames)
-    tables = state.ro_frames - by_list - state.ro_entries
+    own = _ro_entries(state)
+    tables = state.ro_frames - by_list - own
     leaves, _ = mark_read_only(leaves, tables.ranges)
     if state.rules.saved_dirty:
         dirty = leaves["flags"] & np.uint64(PTE_RW | PTE_DIRTY) == np.uint64(PTE_DIRTY)
         leaves["flags"][dirty] += np.uint64(_SAVED_DIRTY - PTE_DIRTY)
     leaves, _ = mark_read_only(leaves, by_list.ranges)
-    own = state.ro_entries.clip(0, state.nr_pages)
+    own = own.clip(0, state.nr_pages)
     rows = [(top + a, a, b - a, 1, 1, kernel_ro_pte(state.rules)) for a, b in own]
     kept = _without(leaves, Regions(tuple((top + a, top + b) for a, b in own)))
-    return np.sort(np.concatenate((kept, make_runs(rows))), order="vpn")
+    return sort_leaves(np.concatenate((kept, make_runs(rows))))
+
+
+def _ro_entries(state: BootState) -> Regions:
+    """`state.ro_entries`, and the tables of Linux's copy of the list."""
+    if state.new_list is None:
+        return state.ro_entries
+    tables = column(expand(state.new_list.tables, tables=True), "pfn")
+    return Regions.of((*state.ro_entries, *((pfn, pfn + 1) for pfn in tables.tolist())))
 
 
 def _without(leaves: Runs, holes: Regions) -> Runs:

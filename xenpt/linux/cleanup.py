@@ -20,7 +20,7 @@ from xenpt.abi import (
 )
 from xenpt.cost import Cost
 from xenpt.engine import FreeWalk, WalkRules, walk_to_free
-from xenpt.extents import Ints, Mapping, column, join_ranges
+from xenpt.extents import Ints, Mapping, column, entry_pages, join_ranges
 from xenpt.linux.directmap import KERNEL_PTE, frame_flags
 from xenpt.linux.memblock import Memblock, Regions
 from xenpt.linux.pagetable import clean_highmap
@@ -122,30 +122,29 @@ def free_list(state: BootState, hc: Hypercalls) -> tuple[BootState, Cleanup]:
 
 def frames_of(walk: FreeWalk) -> list[tuple[int, int]]:
     """Frames that a walk frees, as sorted ranges [start, end)."""
-    events = walk.events
-    pages, nr, step = (column(events, name) for name in ("pages", "nr", "step"))
-    first = column(events, "pfn")
+    runs = np.concatenate((walk.leaves, walk.tables))
+    pages = entry_pages(column(runs, "level"))
+    pages[len(walk.leaves) :] = 1
+    first, nr, step = (column(runs, name) for name in ("pfn", "nr", "step"))
     last = first + (nr - 1) * step
     dense = (np.abs(step) == pages) | (nr == 1)
-    ranges = np.stack((np.minimum(first, last), np.maximum(first, last) + pages), axis=1)[dense]
-    for event in np.flatnonzero(~dense).tolist():  # frames that do not touch
-        starts = first[event] + np.arange(nr[event]) * step[event]
-        ranges = np.concatenate((ranges, np.stack((starts, starts + pages[event]), axis=1)))
-    return [(int(start), int(end)) for start, end in join_ranges(ranges)]
+    ranges = [np.stack((np.minimum(first, last), np.maximum(first, last) + pages), axis=1)[dense]]
+    for run in np.flatnonzero(~dense).tolist():  # frames that do not touch
+        starts = first[run] + np.arange(nr[run]) * step[run]
+        ranges.append(np.stack((starts, starts + pages[run]), axis=1))
+    return [(start, end) for start, end in join_ranges(np.concatenate(ranges)).tolist()]
 
 
 def _issue(
     state: BootState, hc: Hypercalls, walk: FreeWalk, mapping: Mapping, *, unpin: bool
 ) -> None:
     """The hypercalls of the frees in their order: of a table, first the entry that points to it."""
-    events = walk.events
     cleared = _cleared_levels(state)
     if not hc.one_by_one:
-        tables = events[events["table"]]
-        nr = int(tables["nr"][np.isin(tables["level"], cleared)].sum())
+        tables = walk.tables_freed
         hc.update_va_mapping(0, None, KERNEL_PTE, nr=walk.pages_freed)
-        hc.mmu_update(2, None, 0, None, 0, nr=nr)
-        for _ in hc.repeat(int(tables["nr"].sum()) if unpin else 0):
+        hc.mmu_update(2, None, 0, None, 0, nr=sum(tables[f"l{level}"] for level in cleared))
+        for _ in hc.repeat(sum(tables.values()) if unpin else 0):
             hc.mmuext_op(MMUEXT_UNPIN_TABLE)
         return
     done: set[tuple[int, int]] = set()
@@ -156,7 +155,7 @@ def _issue(
             slot = table_slot(vpn << PAGE_SHIFT, level + 1)
             hc.mmu_update(level + 1, _parent(state, mapping, level + 1, vpn), slot, None, 0)
 
-    for event in events:
+    for event in walk.events:
         for i in range(int(event["nr"])):
             pfn = int(event["pfn"]) + i * int(event["step"])
             level = int(event["level"])

@@ -27,7 +27,7 @@ from xenpt.abi import (
     table_slot,
 )
 from xenpt.cost import Cost
-from xenpt.extents import Mapping, Runs, expand, make_runs, sort_tables
+from xenpt.extents import Ints, Mapping, Runs, join_ranges, make_runs, sort_leaves, sort_tables
 from xenpt.linux.directmap import KERNEL_PTE, kernel_ro_pte
 from xenpt.linux.memblock import Regions
 from xenpt.linux.pages import Pages
@@ -38,8 +38,8 @@ from xenpt.xen.hypercalls import Hypercalls
 
 P2M_PER_PAGE = PAGE_SIZE // 8
 BLOCK = P2M_PER_PAGE * ENTRIES  # pfns of one L1 table of the list
-Row = tuple[int, int, int, int]
 _NO_PAGE = "alloc_p2m_page: Failed to allocate 4096 bytes align=0x1000"
+_NO_ROWS = np.empty((0, 4), np.int64)
 KERNPG_TABLE = PTE_DIRTY | PTE_ACCESSED | PTE_RW | PTE_PRESENT
 
 
@@ -57,7 +57,6 @@ def vmalloc_p2m_tree(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]
     tree.map_all(own, size // BLOCK)
     tree.invalidate(_pages_of(state.extra), own)
     new_list, aliases = tree.mapping(size // BLOCK)
-    made = [*tree.filler_tables, *expand(new_list.tables, tables=True)["pfn"].tolist()]
     return (
         replace(
             state,
@@ -65,7 +64,9 @@ def vmalloc_p2m_tree(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]
             max_p2m_pfn=size,
             new_list=new_list,
             aliases=aliases,
-            ro_entries=Regions.of((*state.ro_entries, *((pfn, pfn + 1) for pfn in made))),
+            ro_entries=Regions.of(
+                (*state.ro_entries, *((pfn, pfn + 1) for pfn in tree.filler_tables))
+            ),
         ),
         Cost(by_type=dict(hc.by_type), entries_written=own.size * P2M_PER_PAGE),
     )
@@ -79,7 +80,7 @@ class _Tree:
         blocks that are only in part their own by (1, block)
     :ivar copied: rows (page, position, pages, 1) of P->M pages of their own; `position`: number
         of pages that were taken before (Pages.place)
-    :ivar own_l1: rows (block, position, blocks, pace) of L1 tables
+    :ivar own_l1: rows (block, position, blocks, pace) of L1 tables; both as pieces of an array
     """
 
     def __init__(self, state: BootState, hc: Hypercalls) -> None:
@@ -89,8 +90,8 @@ class _Tree:
         self.tables: dict[tuple[int, int], int] = {}
         self.filler = self.filler_table = 0
         self.filler_tables: tuple[int, ...] = ()
-        self.copied: list[Row] = []
-        self.own_l1: list[Row] = []
+        self.copied: list[Ints] = []
+        self.own_l1: list[Ints] = []
 
     def make_fillers(self) -> None:
         """Pages of missing and of identity entries, and an L1 table full of each."""
@@ -127,18 +128,19 @@ class _Tree:
         """Blocks of one L2 table that are all their own: page, L1 table, 511 pages of each."""
         self._mix_blocks(first, first + 1, own=Regions.of([(first * ENTRIES, end * ENTRIES)]))
         start, nr = self.pages.nr, end - first - 1
+        if not nr:
+            return
         copied, own_l1 = self.copied, self.own_l1
         self.copied, self.own_l1 = [], []
         for i in self.hc.repeat(nr):
             page = (first + 1 + i) * ENTRIES
             self._mix_blocks(first + 1 + i, first + 2 + i, own=Regions.of([(page, page + ENTRIES)]))
         self.pages.skip(start + nr * (ENTRIES + 1) - self.pages.nr)
-        for i in range(nr):
-            page, position = (first + 1 + i) * ENTRIES, start + i * (ENTRIES + 1)
-            copied.append((page, position, 1, 1))
-            copied.append((page + 1, position + 2, ENTRIES - 1, 1))
-        if nr:
-            own_l1.append((first + 1, start + 1, nr, ENTRIES + 1))
+        i = np.arange(nr)
+        page, position = (first + 1 + i) * ENTRIES, start + i * (ENTRIES + 1)
+        copied.append(_rows(page, position, 1, 1))
+        copied.append(_rows(page + 1, position + 2, ENTRIES - 1, 1))
+        own_l1.append(_rows(first + 1, start + 1, nr, ENTRIES + 1))
         self.copied, self.own_l1 = copied, own_l1
 
     def _mix_blocks(self, first: int, end: int, *, own: Regions) -> None:
@@ -147,7 +149,7 @@ class _Tree:
             page, stop = block * ENTRIES, (block + 1) * ENTRIES
             copied = own.clip(page, stop)
             if copied.ranges[0][0] == page:
-                self.copied.append((page, self.pages.nr, 1, 1))
+                self.copied.append(_rows(page, self.pages.nr, 1, 1))
                 data = self.pages.next()
                 table = self._hook_l1(page, TABLE_PROT)
                 self.hc.mmu_update(1, table, 0, data, PAGE_KERNEL)
@@ -173,7 +175,7 @@ class _Tree:
     def _copy_pages(self, first: int, end: int, table: int) -> None:
         stop = self.pages.nr + max(end - first, 0)
         if first < end:
-            self.copied.append((first, self.pages.nr, end - first, 1))
+            self.copied.append(_rows(first, self.pages.nr, end - first, 1))
         for i in self.hc.repeat(end - first):
             self.hc.mmu_update(1, table, (first + i) % ENTRIES, self.pages.next(), PAGE_KERNEL)
         self.pages.skip(stop - self.pages.nr)
@@ -181,7 +183,7 @@ class _Tree:
     def _hook_l1(self, page: int, flags: int) -> int:
         vaddr = self._vaddr(page)
         upper = self._upper(2, vaddr)
-        self.own_l1.append((page // ENTRIES, self.pages.nr, 1, 1))
+        self.own_l1.append(_rows(page // ENTRIES, self.pages.nr, 1, 1))
         table = self._announced_l1()
         self.hc.mmu_update(2, upper, table_slot(vaddr, 2), table, flags)
         self.tables[1, page // ENTRIES] = table
@@ -213,10 +215,8 @@ class _Tree:
         :param nr_blocks: blocks that the area has
         """
         top, ro_pte = self.state.rules.vmalloc_start >> PAGE_SHIFT, kernel_ro_pte(self.state.rules)
-        pages = [(top + page, position, nr, pace) for page, position, nr, pace in self.copied]
-        l1 = [(top + b * ENTRIES, position, nr, pace) for b, position, nr, pace in self.own_l1]
-        blocks = Regions.of((b, b + nr) for b, _, nr, _ in self.own_l1)
-        own = Regions.of((page, page + nr) for page, _, nr, _ in self.copied)
+        pages, l1 = (np.concatenate((_NO_ROWS, *rows)) for rows in (self.copied, self.own_l1))
+        own, blocks = (_covered(rows) for rows in (pages, l1))
         filled = Regions.of((a * ENTRIES, b * ENTRIES) for a, b in blocks) - own
         shared = Regions.of([(0, nr_blocks)]) - blocks
         leaves = [(top + a, self.filler, b - a, 0, 1, ro_pte) for a, b in filled]
@@ -234,11 +234,13 @@ class _Tree:
             shared = shared.remove(first, first + 1)
         for a, b in shared:
             aliases.append((top + a * ENTRIES, self.filler_table, b - a, 0, 2, TABLE_PROT))
+        pages[:, 0] += top
+        l1[:, 0] = top + l1[:, 0] * ENTRIES
         copied = self.pages.place(pages, 1, KERNEL_PTE, tables=False)
         own_l1 = self.pages.place(l1, 1, TABLE_PROT, tables=True)
         return (
             Mapping(
-                np.sort(np.concatenate((copied, make_runs(leaves))), order="vpn"),
+                sort_leaves(np.concatenate((copied, make_runs(leaves)))),
                 sort_tables(np.concatenate((own_l1, make_runs(tables)))),
             ),
             make_runs(aliases),
@@ -246,6 +248,16 @@ class _Tree:
 
     def _vaddr(self, page: int) -> int:
         return self.state.rules.vmalloc_start + page * PAGE_SIZE
+
+
+def _rows(first: Ints | int, position: Ints | int, nr: int, pace: int) -> Ints:
+    """Rows of Pages.place()."""
+    return np.stack([np.ravel(a) for a in np.broadcast_arrays(first, position, nr, pace)], axis=1)
+
+
+def _covered(rows: Ints) -> Regions:
+    """What the rows begin with, as ranges."""
+    return Regions.of(join_ranges(np.stack((rows[:, 0], rows[:, 0] + rows[:, 2]), axis=1)).tolist())
 
 
 def _pages_of(pfns: Regions) -> Regions:

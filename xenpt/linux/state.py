@@ -72,8 +72,8 @@ class BootState:
     :ivar highmap: 2 MiB slots of level2_kernel_pgt that are in use
     :ivar tables: page tables of the direct map that Linux made (RUN rows of tables)
     :ivar own_entries: frames whose entries in Xen's L1 tables Linux has set anew, writable
-    :ivar ro_entries: frames whose entries Linux has set anew, read-only: static tables, and those
-        of its copy of the list (not in `ro_frames`)
+    :ivar ro_entries: frames whose entries Linux has set anew, read-only: static tables, and the
+        full tables that its copy of the list shares (those of `new_list` are not in it)
     :ivar vmemmap: struct pages, mapped by paging_init
     :ivar new_list: Linux's copy of the list, each table once
     :ivar aliases: entries that point to a table that `new_list` has once: RUN rows of level 2
