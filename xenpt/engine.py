@@ -311,13 +311,12 @@ def walk_to_free(mapping: Mapping, vaddr: int, rules: WalkRules) -> FreeWalk:
     slot_pages = ENTRIES**3
     begin = (vaddr >> PAGE_SHIFT) // ENTRIES * ENTRIES
     slot = begin // slot_pages * slot_pages
-    leaves = clip(mapping.leaves, slot, slot + slot_pages)
     start = begin if rules.flat else slot
     held = tables_of(mapping.tables, start, slot + slot_pages)
     held = held[held["level"] < LEVELS]
     if not np.any(held["level"] == LEVELS - 1):
         raise MappingError(f"no L3 table for the P->M list at {vaddr:#018x}")
-    met = clip(leaves, start, slot + slot_pages)
+    met = clip(mapping.leaves, start, slot + slot_pages)
     if not rules.skip_empty_entries:
         met = split_at_tables(met)
         met = met[_before_first_gap(met)]

@@ -209,7 +209,7 @@ def _table_rows(new: dict[int, Regions], frames: _Frames, work: _Work) -> Runs:
     pieces = [_pieces(low, high, level) for level in new for low, high in new[level]]
     if not pieces:
         return run_array([], [], [], [], [], [])
-    start, end, level = np.concatenate(pieces).T
+    start, end, level = np.ascontiguousarray(np.concatenate(pieces).T)
     first_page, last_page = start << (9 * level), end << (9 * level)
     # Each sort has one key, and is quick, since every level is sorted already.
     taken_order = np.argsort(first_page << 2 | 3 - level, kind="stable")

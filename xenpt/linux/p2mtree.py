@@ -27,10 +27,10 @@ from xenpt.abi import (
     table_slot,
 )
 from xenpt.cost import Cost
-from xenpt.extents import Ints, Mapping, Runs, join_ranges, make_runs, sort_leaves, sort_tables
+from xenpt.extents import Ints, Mapping, Runs, make_runs, sort_leaves, sort_tables
 from xenpt.linux.directmap import KERNEL_PTE, kernel_ro_pte
 from xenpt.linux.memblock import Regions
-from xenpt.linux.pages import Pages
+from xenpt.linux.pages import Pages, placed
 from xenpt.linux.pagetable import PAGE_KERNEL, PAGE_KERNEL_RO
 from xenpt.linux.rules import GIB_PAGES
 from xenpt.linux.state import PMD_SIZE, BootState, LinuxPanic
@@ -39,7 +39,6 @@ from xenpt.xen.hypercalls import Hypercalls
 P2M_PER_PAGE = PAGE_SIZE // 8
 BLOCK = P2M_PER_PAGE * ENTRIES  # pfns of one L1 table of the list
 _NO_PAGE = "alloc_p2m_page: Failed to allocate 4096 bytes align=0x1000"
-_NO_ROWS = np.empty((0, 4), np.int64)
 KERNPG_TABLE = PTE_DIRTY | PTE_ACCESSED | PTE_RW | PTE_PRESENT
 
 
@@ -55,8 +54,9 @@ def vmalloc_p2m_tree(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]
     tree = _Tree(state, hc)
     tree.make_fillers()
     tree.map_all(own, size // BLOCK)
-    tree.invalidate(_pages_of(state.extra), own)
-    new_list, aliases = tree.mapping(size // BLOCK)
+    extra = _pages_of(state.extra)
+    tree.invalidate(extra, own)
+    new_list, aliases = tree.mapping(size // BLOCK, Regions.of((*own, *extra)))
     return (
         replace(
             state,
@@ -78,9 +78,8 @@ class _Tree:
     :ivar filler: the page of identity entries; `filler_table`: the L1 table full of it
     :ivar tables: frames of the L2 and L3 tables by (level, number), and of the L1 tables of
         blocks that are only in part their own by (1, block)
-    :ivar copied: rows (page, position, pages, 1) of P->M pages of their own; `position`: number
-        of pages that were taken before (Pages.place)
-    :ivar own_l1: rows (block, position, blocks, pace) of L1 tables; both as pieces of an array
+    :ivar copied: `placed` rows of P->M pages of their own, by page
+    :ivar own_l1: `placed` rows of L1 tables, by block
     """
 
     def __init__(self, state: BootState, hc: Hypercalls) -> None:
@@ -136,11 +135,12 @@ class _Tree:
             page = (first + 1 + i) * ENTRIES
             self._mix_blocks(first + 1 + i, first + 2 + i, own=Regions.of([(page, page + ENTRIES)]))
         self.pages.skip(start + nr * (ENTRIES + 1) - self.pages.nr)
+        # Behind a block's L1 table come the rest of its pages and the first of the next block.
         i = np.arange(nr)
         page, position = (first + 1 + i) * ENTRIES, start + i * (ENTRIES + 1)
-        copied.append(_rows(page, position, 1, 1))
-        copied.append(_rows(page + 1, position + 2, ENTRIES - 1, 1))
-        own_l1.append(_rows(first + 1, start + 1, nr, ENTRIES + 1))
+        copied.append(placed(page[0], start, 1))
+        copied.append(placed(page + 1, position + 2, np.where(i < nr - 1, ENTRIES, ENTRIES - 1)))
+        own_l1.append(placed(first + 1, start + 1, nr, ENTRIES + 1))
         self.copied, self.own_l1 = copied, own_l1
 
     def _mix_blocks(self, first: int, end: int, *, own: Regions) -> None:
@@ -149,7 +149,7 @@ class _Tree:
             page, stop = block * ENTRIES, (block + 1) * ENTRIES
             copied = own.clip(page, stop)
             if copied.ranges[0][0] == page:
-                self.copied.append(_rows(page, self.pages.nr, 1, 1))
+                self.copied.append(placed(page, self.pages.nr, 1))
                 data = self.pages.next()
                 table = self._hook_l1(page, TABLE_PROT)
                 self.hc.mmu_update(1, table, 0, data, PAGE_KERNEL)
@@ -175,7 +175,7 @@ class _Tree:
     def _copy_pages(self, first: int, end: int, table: int) -> None:
         stop = self.pages.nr + max(end - first, 0)
         if first < end:
-            self.copied.append(_rows(first, self.pages.nr, end - first, 1))
+            self.copied.append(placed(first, self.pages.nr, end - first))
         for i in self.hc.repeat(end - first):
             self.hc.mmu_update(1, table, (first + i) % ENTRIES, self.pages.next(), PAGE_KERNEL)
         self.pages.skip(stop - self.pages.nr)
@@ -183,7 +183,7 @@ class _Tree:
     def _hook_l1(self, page: int, flags: int) -> int:
         vaddr = self._vaddr(page)
         upper = self._upper(2, vaddr)
-        self.own_l1.append(_rows(page // ENTRIES, self.pages.nr, 1, 1))
+        self.own_l1.append(placed(page // ENTRIES, self.pages.nr, 1))
         table = self._announced_l1()
         self.hc.mmu_update(2, upper, table_slot(vaddr, 2), table, flags)
         self.tables[1, page // ENTRIES] = table
@@ -209,14 +209,15 @@ class _Tree:
             self.hc.mmu_update(level + 1, parent, table_slot(vaddr, level + 1), pfn, TABLE_PROT)
         return self.tables[key]
 
-    def mapping(self, nr_blocks: int) -> tuple[Mapping, Runs]:
+    def mapping(self, nr_blocks: int, own: Regions) -> tuple[Mapping, Runs]:
         """The new list, each table once; and the L2 entries that point to the filler table again.
 
         :param nr_blocks: blocks that the area has
+        :param own: P->M pages of their own
         """
         top, ro_pte = self.state.rules.vmalloc_start >> PAGE_SHIFT, kernel_ro_pte(self.state.rules)
-        pages, l1 = (np.concatenate((_NO_ROWS, *rows)) for rows in (self.copied, self.own_l1))
-        own, blocks = (_covered(rows) for rows in (pages, l1))
+        pages, l1 = np.concatenate(self.copied), np.concatenate(self.own_l1)
+        blocks = Regions.of((block, block + nr) for block, _, nr, _ in l1.tolist())
         filled = Regions.of((a * ENTRIES, b * ENTRIES) for a, b in blocks) - own
         shared = Regions.of([(0, nr_blocks)]) - blocks
         leaves = [(top + a, self.filler, b - a, 0, 1, ro_pte) for a, b in filled]
@@ -236,8 +237,8 @@ class _Tree:
             aliases.append((top + a * ENTRIES, self.filler_table, b - a, 0, 2, TABLE_PROT))
         pages[:, 0] += top
         l1[:, 0] = top + l1[:, 0] * ENTRIES
-        copied = self.pages.place(pages, 1, KERNEL_PTE, tables=False)
-        own_l1 = self.pages.place(l1, 1, TABLE_PROT, tables=True)
+        copied = self.pages.place([pages], 1, KERNEL_PTE, tables=False)
+        own_l1 = self.pages.place([l1], 1, TABLE_PROT, tables=True)
         return (
             Mapping(
                 sort_leaves(np.concatenate((copied, make_runs(leaves)))),
@@ -248,16 +249,6 @@ class _Tree:
 
     def _vaddr(self, page: int) -> int:
         return self.state.rules.vmalloc_start + page * PAGE_SIZE
-
-
-def _rows(first: Ints | int, position: Ints | int, nr: int, pace: int) -> Ints:
-    """Rows of Pages.place()."""
-    return np.stack([np.ravel(a) for a in np.broadcast_arrays(first, position, nr, pace)], axis=1)
-
-
-def _covered(rows: Ints) -> Regions:
-    """What the rows begin with, as ranges."""
-    return Regions.of(join_ranges(np.stack((rows[:, 0], rows[:, 0] + rows[:, 2]), axis=1)).tolist())
 
 
 def _pages_of(pfns: Regions) -> Regions:

@@ -7,8 +7,20 @@ import numpy as np
 
 from xenpt.abi import PAGE_SHIFT, PAGE_SIZE
 from xenpt.errors import XenptError
-from xenpt.extents import Runs, entry_pages, run_array
+from xenpt.extents import Ints, Runs, entry_pages, run_array
 from xenpt.linux.memblock import Memblock, Range
+
+_NO_ROWS = np.empty((0, 4), np.int64)
+
+
+def placed(first: Ints | int, position: Ints | int, nr: Ints | int, pace: int = 1) -> Ints:
+    """Rows (first, position, nr, pace): what page i of a row is for begins at `first`.
+
+    Page i is the one that was taken after position + i * pace others.
+    """
+    rows = np.empty((np.size(first), 4), np.int64)
+    rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 3] = first, position, nr, pace
+    return rows
 
 
 class Pages:
@@ -53,16 +65,13 @@ class Pages:
             if end - got > start:
                 self._free.append((start, end - got))
 
-    def place(
-        self, rows: Sequence[tuple[int, int, int, int]], level: int, flags: int, *, tables: bool
-    ) -> Runs:
-        """Runs of entries whose frames were taken here, in the order of `rows`.
+    def place(self, rows: Sequence[Ints], level: int, flags: int, *, tables: bool) -> Runs:
+        """Runs of entries whose frames were taken here, sorted by vpn.
 
-        :param rows: (vpn, position, nr, pace): entry i of a row has the page that was taken after
-            position + i * pace others
+        :param rows: pieces of an array of rows (vpn, position, nr, pace), see `placed`
         :param tables: the entries are table pages of `level`, not leaves
         """
-        vpn, position, nr, pace = np.array(rows, np.int64).reshape(-1, 4).T
+        vpn, position, nr, pace = np.concatenate((_NO_ROWS, *rows)).T
         size = int(entry_pages(np.array([level + tables]))[0])
         bounds = np.cumsum([0, *(end - start for start, end in self._taken)])
         for bound in bounds[1:-1].tolist():  # cut rows whose frames lie in two ranges

@@ -6,16 +6,25 @@ F4b. Of what else Linux allocates before it (ACPI tables, per-cpu areas) nothing
 that the frames taken here are lower in a real boot; numbers and order are not touched by that.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 
-from xenpt.abi import ENTRIES, MMUEXT_PIN_L1_TABLE, PAGE_SHIFT, PTE_RW, TABLE_PROT, table_slot
+from xenpt.abi import (
+    ENTRIES,
+    MMUEXT_PIN_L1_TABLE,
+    PAGE_SHIFT,
+    PTE_RW,
+    TABLE_PROT,
+    TABLE_SHIFT,
+    table_slot,
+)
 from xenpt.cost import Cost
-from xenpt.extents import Mapping, make_runs
+from xenpt.extents import Ints, Mapping, make_runs
 from xenpt.linux.directmap import KERNEL_PTE
 from xenpt.linux.memblock import Regions
-from xenpt.linux.pages import Pages, take_block
+from xenpt.linux.pages import Pages, placed, take_block
 from xenpt.linux.pagetable import PAGE_KERNEL
 from xenpt.linux.state import PMD_SIZE, BootState, NotModelled
 from xenpt.xen.hypercalls import Hypercalls
@@ -39,24 +48,32 @@ def paging_init(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]:
     memblock, data = take_block(state.memblock, sections.size * PMD_SIZE, PMD_SIZE, gap)
     frame = data >> PAGE_SHIFT
     pages = Pages(memblock, gap)
-    placed: dict[int, list[tuple[int, int, int, int]]] = {1: [], 2: [], 3: []}
+    rows: dict[int, list[Ints]] = {1: [], 2: [], 3: []}
     number, tables = {2: -1, 3: -1}, {4: state.root_pfn}
-    for section, nr in _runs_of_one_l2(state, sections):
+    for section, nr, nr_l2 in _alike(sections):
         vaddr = state.rules.vmemmap_start + section * PMD_SIZE
-        for level in (3, 2):
-            if number[level] != vaddr >> (12 + 9 * level):
-                number[level] = vaddr >> (12 + 9 * level)
-                vpn = number[level] << (9 * level)
-                placed[level].append((vpn, pages.nr, 1, 1))
-                tables[level] = _new_table(state, hc, pages, level, vaddr, tables[level + 1])
-        end = pages.nr + nr
-        placed[1].append((vaddr >> PAGE_SHIFT, pages.nr, nr, 1))
-        for i in hc.repeat(nr):
-            pfn = _new_table(state, hc, pages, 1, vaddr + i * PMD_SIZE, tables[2])
-            if state.rules.set_pte_hypercall:
-                hc.mmu_update(1, pfn, 0, frame + i * ENTRIES, PAGE_KERNEL, nr=ENTRIES)
-        pages.skip(end - pages.nr)
-        frame += nr * ENTRIES
+        if number[3] != section // ENTRIES**2:
+            rows[3].append(placed(_table_vpn(vaddr, 3), pages.nr, 1))
+            tables[3] = _new_table(state, hc, pages, 3, vaddr, tables[4])
+        new_l2 = number[2] != section // ENTRIES
+        number = {2: section // ENTRIES + nr_l2 - 1, 3: section // ENTRIES**2}
+        first, pace = pages.nr, nr + new_l2
+        for k in hc.repeat(nr_l2):
+            at, begin = vaddr + k * nr * PMD_SIZE, frame + k * nr * ENTRIES
+            if new_l2:
+                tables[2] = _new_table(state, hc, pages, 2, at, tables[3])
+            for i in hc.repeat(nr):
+                pfn = _new_table(state, hc, pages, 1, at + i * PMD_SIZE, tables[2])
+                if state.rules.set_pte_hypercall:
+                    hc.mmu_update(1, pfn, 0, begin + i * ENTRIES, PAGE_KERNEL, nr=ENTRIES)
+            pages.skip(first + (k + 1) * pace - pages.nr)
+        pages.skip(first + nr_l2 * pace - pages.nr)
+        if new_l2:
+            rows[2].append(placed(_table_vpn(vaddr, 2), first, nr_l2, pace))
+        each = np.arange(nr_l2)
+        vpn = (vaddr >> PAGE_SHIFT) + each * nr * ENTRIES
+        rows[1].append(placed(vpn, first + new_l2 + each * pace, nr))
+        frame += nr * nr_l2 * ENTRIES
     ro = Regions.of((*state.ro_frames, *pages.ranges))
     first = state.rules.vmemmap_start >> PAGE_SHIFT
     leaves, pfn = [], data >> PAGE_SHIFT
@@ -64,7 +81,7 @@ def paging_init(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]:
         nr_pages = (last - section) * ENTRIES
         leaves.append((first + section * ENTRIES, pfn, nr_pages, 1, 1, KERNEL_PTE))
         pfn += nr_pages
-    made = [pages.place(placed[level], level, TABLE_PROT, tables=True) for level in (1, 2, 3)]
+    made = [pages.place(rows[level], level, TABLE_PROT, tables=True) for level in (1, 2, 3)]
     written = 0 if state.rules.set_pte_hypercall else ENTRIES * sections.size
     return (
         replace(
@@ -77,16 +94,20 @@ def paging_init(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]:
     )
 
 
-def _runs_of_one_l2(state: BootState, sections: Regions) -> list[tuple[int, int]]:
-    """Runs (first section, sections) whose L1 tables are in one L2 table."""
-    runs = []
+def _alike(sections: Regions) -> Iterator[tuple[int, int, int]]:
+    """Runs (first section, sections of an L2 table, L2 tables), each below one L3 table."""
     for section, end in sections:
         while section < end:
-            slot = table_slot(state.rules.vmemmap_start + section * PMD_SIZE, 2)
-            nr = min(end - section, ENTRIES - slot)
-            runs.append((section, nr))
-            section += nr
-    return runs
+            nr = min(end - section, ENTRIES - section % ENTRIES)
+            stop = min(end, (section // ENTRIES**2 + 1) * ENTRIES**2)
+            nr_l2 = (stop - section) // ENTRIES if nr == ENTRIES else 1
+            yield section, nr, nr_l2
+            section += nr * nr_l2
+
+
+def _table_vpn(vaddr: int, level: int) -> int:
+    shift = PAGE_SHIFT + TABLE_SHIFT * level
+    return vaddr >> shift << (shift - PAGE_SHIFT)
 
 
 def _new_table(
