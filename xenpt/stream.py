@@ -8,7 +8,9 @@ is made and read, so a 64 TiB guest is 17 billion entries, whatever its extents 
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +35,7 @@ from xenpt.image import new_arena
 #: Tables of a window: 32 KiB, which the first-level cache of current processors (48 KiB) holds.
 WINDOW_TABLES = 8
 #: Entries of one call: some milliseconds, so that progress and an interrupt get their turn.
-CHUNK_ENTRIES = 1 << 24
+CHUNK_ENTRIES = 1 << 23
 NEVER = (1 << 64) - 1
 Progress = Callable[[int, int], None]
 
@@ -120,16 +122,25 @@ def stream(
         for chunk in level.chunks()
     ]
 
+    left: SimpleQueue[int] = SimpleQueue()
+    for number in range(len(jobs)):
+        left.put(number)
+
     def run(worker: int) -> npt.NDArray[np.uint64]:
-        """Every `threads`-th job; the sums of its counts by level."""
+        """Jobs for as long as there are any left; the sums of their counts by level.
+
+        Whoever is free takes the next: a core that others use, too, then gets fewer.
+        """
         # On page borders: words that cross a cache line cost a quarter of the speed.
         window = new_arena(window_tables)
         scratch = words(np.empty(window_tables * ENTRIES, RUN))
         sums = np.zeros((LEVELS + 1, 6), np.uint64)
-        for i in range(worker, len(jobs), threads):
-            _chunk(*jobs[i], window, scratch, NEVER if flip is None else flip, sums)
-            if progress is not None and worker == 0:
-                progress(min(i + threads, len(jobs)), len(jobs))
+        with suppress(Empty):
+            while True:
+                job = jobs[left.get_nowait()]
+                _chunk(*job, window, scratch, NEVER if flip is None else flip, sums)
+                if progress is not None and worker == 0:
+                    progress(len(jobs) - left.qsize(), len(jobs))
         return sums
 
     with ThreadPoolExecutor(threads) as pool:
