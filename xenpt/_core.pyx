@@ -12,7 +12,7 @@ import os
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memset
 
-from xenpt.errors import EntryError
+from xenpt.errors import EntryError, UsageError
 
 cdef extern from *:
     void prefetch "__builtin_prefetch" (const void *) noexcept nogil
@@ -24,7 +24,7 @@ cdef const uint64_t NOWHERE = <uint64_t>0x7FFFFFFFFFFFFFFF  # behind every entry
 # Chosen once, when the module is loaded; XENPT_SIMD forces a smaller instruction set.
 cdef const kernels_t *kernels = choose_kernels(os.environ.get("XENPT_SIMD", "").encode())
 if kernels is NULL:
-    raise ImportError(f"XENPT_SIMD={os.environ['XENPT_SIMD']}: not baseline, v3 or v4, or not here")
+    raise UsageError(f"XENPT_SIMD={os.environ['XENPT_SIMD']}: not baseline, v3 or v4, or not here")
 
 
 def simd() -> str:

@@ -40,6 +40,7 @@ from xenpt.xen.dom0 import Domain, setup_pv_physmap
 
 YES, NO = 0, 1  # exit statuses
 FOUNDING_SIZE = "600G"
+MAX_THREADS = 256
 SWEEP_SIZES = ("64G", "512G", "600G", "1T", "4T", "12T")
 #: Who builds a guest, with the largest leaf that each uses for the P->M list.
 BUILDERS = {"toolstack": Host(superpages="4k"), "dom0": Host(superpages="1g")}
@@ -78,8 +79,8 @@ def plan(options: Namespace) -> Answer:
 
 def boot(options: Namespace) -> Answer:
     """`xenpt boot MEMORY`: does it boot, through which stages, at what cost?"""
-    if options.threads < 1:
-        raise UsageError(f"--threads {options.threads}: at least one is needed")
+    if not 1 <= options.threads <= MAX_THREADS:
+        raise UsageError(f"--threads {options.threads}: expected 1 to {MAX_THREADS}")
     rules = _rules(options)
     planned = _plan(options)
     if planned.panic:
@@ -316,8 +317,15 @@ def _initrd(text: str | None) -> Initrd | None:
     """An initrd: a file, or just its length, as a number of bytes or a size such as 40M."""
     if text is None:
         return None
-    if re.fullmatch(r"[0-9]+", text):
+    if re.fullmatch(r"[0-9]{1,20}", text):
         return Initrd(int(text))
-    if re.match(r"[0-9]", text) and not Path(text).exists():
+    if re.match(r"[0-9]", text) and not _exists(text):
         return Initrd(parse_size(text))
     return read_initrd(text)
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except OSError:  # too long for a name
+        return False

@@ -14,6 +14,7 @@ from typing import Any
 
 from xenpt.errors import InputError, UsageError
 from xenpt.inputs.files import read_file
+from xenpt.inputs.jsontext import MAX_BYTES, parse_json
 
 #: kind -> keys that only its JSON object has.
 KINDS = {
@@ -68,11 +69,7 @@ def read_answer(path: str | Path) -> tuple[str, dict[str, Any]]:
 
     :raises InputError: the file cannot be read, or holds no such answer
     """
-    data = bytes(read_file(path))
-    try:
-        found = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise InputError(path, f"not JSON: {error}") from None
+    found = parse_json(bytes(read_file(path)[: MAX_BYTES + 1]), path)
     if not isinstance(found, dict):
         raise InputError(path, "not a JSON object")
     for kind, keys in KINDS.items():
@@ -133,13 +130,17 @@ def _keyed(place: str, value: Any) -> Any:
 
 
 def _region(item: Any) -> str:
-    if isinstance(item, list) and all(map(_is_number, item)):
+    if isinstance(item, list) and all(map(_is_whole, item)):
         return "[" + ", ".join(f"{number:#x}" for number in item) + ")"
     return str(item)
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_address(place: str) -> bool:
@@ -152,7 +153,7 @@ def show(change: Change, value: Any, *, present: bool) -> str:
     """A value in words."""
     if not present:
         return ABSENT
-    if change.is_address and _is_number(value):
+    if change.is_address and _is_whole(value):
         return f"{value:#x}"
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -167,4 +168,5 @@ def show_delta(change: Change) -> str:
     if delta is None:
         return ""
     sign = "+" if delta > 0 else "-"
-    return sign + (f"{abs(delta):#x}" if change.is_address else f"{abs(delta):,}")
+    in_hex = change.is_address and isinstance(delta, int)
+    return sign + (f"{abs(delta):#x}" if in_hex else f"{abs(delta):,}")

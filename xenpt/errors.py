@@ -81,6 +81,10 @@ class OutputError(XenptError):
         super().__init__(f"{target}: {reason}")
 
 
+class NoRoomError(XenptError, MemoryError):
+    """A result would need more memory than is free; the message says how much of both."""
+
+
 class MissingExtraError(XenptError, ImportError):
     """A package that only some uses need is not installed; the message names the extra to install.
 

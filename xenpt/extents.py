@@ -29,6 +29,7 @@ from xenpt.abi import (
     pfn_up,
 )
 from xenpt.errors import MappingError
+from xenpt.room import require_room
 
 #: One run. `vpn`: virtual page number (vaddr >> 12, unsigned); `flags`: entry bits without frame.
 RUN = np.dtype(
@@ -41,6 +42,8 @@ RUN = np.dtype(
         ("flags", "<u8"),
     ]
 )
+#: Memory that a mapping of small pages takes at its peak, a table, measured (16 and 64 PiB).
+TABLE_BYTES = 220
 #: One run of the P->M list, as rows of golden `entry_p2m_runs`: pfn + i has mfn + i * step.
 P2M_RUN = np.dtype([("pfn", "<u8"), ("mfn", "<u8"), ("step", "<i8"), ("nr", "<u8")])
 Runs = npt.NDArray[np.void]
@@ -113,12 +116,16 @@ def expand(runs: Runs, *, tables: bool = False) -> Runs:
 
 
 def split_at_tables(runs: Runs, *, tables: bool = False) -> Runs:
-    """Cut runs so that each lies within one table page of its level (of its parent's)."""
+    """Cut runs so that each lies within one table page of its level (of its parent's).
+
+    :raises NoRoomError: that would be more runs than memory holds
+    """
     level = column(runs, "level") + tables
     shift = TABLE_SHIFT * (level - 1)
     slot = column(runs, "vpn") >> shift  # of the whole address space
     nr = column(runs, "nr")
     pieces = np.where(nr > 0, ((slot + nr - 1) >> TABLE_SHIFT) - (slot >> TABLE_SHIFT) + 1, 0)
+    require_room(int(pieces.sum()) * TABLE_BYTES, "runs for each page table")
     out = np.repeat(runs, pieces)
     of_run = np.arange(len(out)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
     slot, nr = np.repeat(slot, pieces), np.repeat(nr, pieces)

@@ -22,6 +22,7 @@ from typing import TextIO
 
 from xenpt.errors import OutputError, StoppedError
 
+MAX_COMPLAINT = 1000  # characters: what is wrong may be quoted in it, whatever its length
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -121,7 +122,8 @@ def complain(text: str) -> None:
     """Write one line about what went wrong to standard error, if there is one."""
     if sys.stderr is not None:
         with contextlib.suppress(OSError, ValueError):
-            sys.stderr.write(f"xenpt: {printable(text)}\n")
+            line = text if len(text) <= MAX_COMPLAINT else f"{text[:MAX_COMPLAINT]} ..."
+            sys.stderr.write(f"xenpt: {printable(line)}\n")
             sys.stderr.flush()
 
 

@@ -18,12 +18,15 @@ from typing import Any, Final
 from xenpt.domuplan import plan_domu
 from xenpt.errors import InputError, UsageError, XenptError
 from xenpt.inputs.config import Guest, Host, Ram, read_e820
+from xenpt.inputs.files import read_file
 from xenpt.inputs.kernel import Kernel, default_kernel, read_kernel
 from xenpt.linux import MAINLINE, PROFILES, LinuxRules, with_rules
 from xenpt.plan import Plan, plan_dom0
 from xenpt.units import pages, parse_size, sizes
 
 DEFAULT = "default"  # the kernel that is shipped
+MAX_SCENARIO_BYTES = 1 << 20
+MAX_CASES = 100_000  # of one expansion: a million would take hours, and gigabytes before it begins
 FLAT = "flat"  # an e820 map of one RAM entry
 GROUPS = "guests"  # the TOML table of a group
 #: The largest leaf that each builder uses for the P->M list by itself.
@@ -139,6 +142,8 @@ def expand(base: Case, axes: Mapping[str, Iterable[Any]]) -> list[Case]:
             values = list(axes[name])
             if not values:
                 raise UsageError(f"axis {name}: no value")
+            if len(cases) * len(values) > MAX_CASES:
+                raise UsageError(f"more than {MAX_CASES} combinations")
             cases = [chosen(case, value) for case in cases for value in values]
     return unique(cases)
 
@@ -150,12 +155,17 @@ def unique(cases: Iterable[Case]) -> list[Case]:
 
 def named_kernel(name: str, folder: Path = Path()) -> tuple[str, Kernel]:
     """A kernel by its file's name, or the default one, with that name for the rows."""
-    return name, default_kernel() if name == DEFAULT else read_kernel(folder / name)
+    return _shown(name), default_kernel() if name == DEFAULT else read_kernel(folder / name)
 
 
 def named_e820(name: str, folder: Path = Path()) -> tuple[str, tuple[Ram, ...] | None]:
     """A host's map by its file's name, or a flat one, with that name for the rows."""
-    return name, None if name == FLAT else read_e820(folder / name)
+    return _shown(name), None if name == FLAT else read_e820(folder / name)
+
+
+def _shown(name: str) -> str:
+    """A file's name for the rows: bytes that are no UTF-8 as escapes, so that it can be written."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def _with_kernel(case: Case, kernel: Kernel | tuple[str, Kernel]) -> Case:
@@ -289,6 +299,8 @@ def read_scenario(path: str | Path) -> list[Case]:
     for position, group in enumerate(groups, 1):
         try:
             cases += _group_cases(common | group, Path(path).parent)
+            if len(cases) > MAX_CASES:
+                raise UsageError(f"more than {MAX_CASES} combinations")
         except XenptError as error:
             raise InputError(path, f"[[{GROUPS}]] {position}: {error}") from error
     return unique(cases)
@@ -296,10 +308,11 @@ def read_scenario(path: str | Path) -> list[Case]:
 
 def _groups(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The groups of a scenario file, and what holds for all of them."""
+    data = bytes(read_file(path, limit=MAX_SCENARIO_BYTES))
     try:
-        found = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:  # of TOML, of UTF-8
-        raise InputError(path, getattr(error, "strerror", None) or f"not TOML: {error}") from error
+        found = tomllib.loads(data.decode())
+    except (ValueError, RecursionError) as error:  # of TOML, of UTF-8
+        raise InputError(path, f"not TOML: {error}") from error
     groups = found.pop(GROUPS, [{}])
     if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
         raise InputError(path, f"{GROUPS}: expected tables, [[{GROUPS}]]")

@@ -9,7 +9,8 @@ from xenpt.errors import UsageError
 
 _SHIFTS = {"": 0, "B": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50}
 _SIZE = re.compile(
-    r"(0x[0-9a-f]{1,40}|[0-9]{1,40}(?:\.[0-9]{1,40})?)\s*([kmgtp]?)(i?b)?", re.IGNORECASE
+    r"(0x[0-9a-f]{1,40}|[0-9]{1,40}(?:\.[0-9]{1,40})?)\s*([kmgtp]?)(i?b)?",
+    re.IGNORECASE | re.ASCII,  # or else the sign of the kelvin would be a K
 )
 
 

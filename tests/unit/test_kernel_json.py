@@ -89,7 +89,7 @@ def test_not_an_object():
 def test_json_that_is_too_deep_or_too_large():
     with pytest.raises(InputError, match="not JSON"):
         kernel_from_bytes(b'{"a":' * 100_000, "k.json")
-    with pytest.raises(InputError, match="JSON of more than 16 MiB"):
+    with pytest.raises(InputError, match="JSON of more than 4 MiB"):
         kernel_from_bytes(b"{" + b" " * (16 << 20), "k.json")
 
 

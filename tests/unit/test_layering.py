@@ -16,7 +16,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[2] / "xenpt"
 # fmt: off
 ROWS = (
-    ("errors", "abi", "units", "cost", "timing", "provenance", "output"),
+    ("errors", "abi", "units", "cost", "timing", "provenance", "output", "room"),
     ("_core", "_reference"),
     ("inputs", "inputs.*"),
     ("plan", "arrangement", "dom0size", "eras", "layout", "listshape", "panics", "domu*"),

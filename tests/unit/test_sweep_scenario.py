@@ -130,7 +130,8 @@ def test_hash_is_of_the_facts_and_of_the_names(scenario, tmp_path):
         ('memory = "1G"\ne820 = "none.log"', "none.log: No such file"),
         ('memory = "1G"\nguests = 3', r"guests: expected tables, \[\[guests\]\]"),
         ('[[guests]]\nmemory = "1G"\n[[guests]]\ndom0_mem = "8G"', r"\[\[guests\]\] 2: the size"),
-        ("", "the size of dom0 depends on the host"),
+        ("", "empty file"),
+        ('xen = "4.17"', "the size of dom0 depends on the host"),
     ],
 )
 def test_fault_is_named_with_file_and_place(scenario, text, reason):

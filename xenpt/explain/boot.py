@@ -3,11 +3,11 @@
 
 import re
 from collections.abc import Iterable, Iterator
-from itertools import product
+from itertools import islice, product
 
 from xenpt.abi import START_KERNEL_MAP
 from xenpt.errors import MappingError
-from xenpt.explain.findings import Explained
+from xenpt.explain.findings import MAX_CANDIDATES, Explained
 from xenpt.explain.inputs import XEN_KINDS, Inputs, all_inputs, dom0_mem, is_default_kernel, is_odd
 from xenpt.explain.linuxends import linux_ends
 from xenpt.explain.linuxlines import brk_lines, linux_checks, map_only_checks
@@ -26,6 +26,8 @@ LINUX_KINDS = (
     "list_freed", "remap_freed", "ramdisk_used", "p2m_area", "remapped", "memory_available",
 )  # fmt: skip
 UNLIKELY = 1.5  # lines that inputs of no known kernel must explain more than others
+#: Combinations of inputs that are tried, and what they may cost in lines looked at.
+MAX_COMBINATIONS, MAX_LINES_TRIED = 1 << 10, 1 << 22
 LARGE_LIST = 1 << 27  # pages from which on a list may have leaves of 1 GiB
 
 
@@ -64,7 +66,8 @@ def explain_boot(boot: Boot) -> Explained:
 def best_inputs(boot: Boot) -> Inputs:
     """The inputs under which the fewest lines of Xen differ; of equals, the most trusted."""
     best, fewest = None, None
-    for inputs in all_inputs(boot):
+    most = min(MAX_COMBINATIONS, MAX_LINES_TRIED // (len(boot.facts) + 1))
+    for inputs in islice(all_inputs(boot), max(1, most)):
         wrong = _misfit(boot, inputs)
         if fewest is None or wrong < fewest:
             best, fewest = inputs, wrong
@@ -145,7 +148,7 @@ def _brk_ends(boot: Boot, inputs: Inputs) -> list[int | None]:
     known = (default_kernel().symbols or {}).get("_brk_end")
     if is_default_kernel(boot) and known:
         ends.setdefault(known - START_KERNEL_MAP)
-    return list(ends) or [None]
+    return list(ends)[:MAX_CANDIDATES] or [None]
 
 
 # --- In words -----------------------------------------------------------------------------------

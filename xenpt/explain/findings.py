@@ -6,6 +6,9 @@ from typing import Any
 
 from xenpt.inputs.bootlog import Fact
 
+#: Values of one input that are tried; a log that was not made up has two or three.
+MAX_CANDIDATES = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Check:
@@ -130,7 +133,8 @@ class Evidence:
 
     def add(self, value: Any, fact: Fact | None) -> None:
         """A line gives this value; without a line it is the usual one."""
-        self.candidates.setdefault(value, []).append(fact.line if fact else 0)
+        if value in self.candidates or len(self.candidates) < MAX_CANDIDATES:
+            self.candidates.setdefault(value, []).append(fact.line if fact else 0)
 
     @property
     def values(self) -> list[Any]:

@@ -18,7 +18,7 @@ from xenpt.eras import PAYLOADS, era_of
 from xenpt.errors import UsageError
 from xenpt.explain.findings import Evidence
 from xenpt.inputs.bootlog import Boot, Fact
-from xenpt.inputs.config import Host, Ram, parse_dom0_mem
+from xenpt.inputs.config import MAX_E820_ENTRIES, Host, Ram, parse_dom0_mem
 from xenpt.inputs.kernel import DEFAULT_KERNEL, Kernel, default_kernel
 from xenpt.inputs.kerneljson import natural_machine
 from xenpt.plan import Plan, plan_dom0
@@ -139,13 +139,15 @@ def host_of(boot: Boot) -> Host:
 
 
 def machine_map(boot: Boot) -> tuple[Ram, ...] | None:
-    """Xen's own e820 map, None if the log has none."""
+    """Xen's own e820 map, None if the log has none, or one larger than Xen's."""
     entries = [
         Ram(start, end + (fact.kind == "xen_map"), str(fact.values[2]))
         for fact in boot.all("xen_map", "old_xen_map")
         for start, end in [fact.span]
     ]
-    return tuple(sorted(entries, key=lambda ram: ram.start)) or None
+    if not 0 < len(entries) <= MAX_E820_ENTRIES:
+        return None
+    return tuple(sorted(entries, key=lambda ram: ram.start))
 
 
 def dom0_mem(boot: Boot) -> tuple[str, Fact] | None:

@@ -18,12 +18,14 @@ from xenpt.linux.rules import V4_1, V4_3, V6_1, V6_12, LinuxRules
 from xenpt.linux.setup import REMAP_SIZE, memory_setup
 from xenpt.linux.state import BootState
 from xenpt.plan import Plan
+from xenpt.room import require_room
 from xenpt.xen.dom0 import build
 from xenpt.xen.hypercalls import Hypercalls
 
 MIB = 1 << 20
 PROBE_BYTES = 2 * MIB  # init_mem_mapping() asks memblock for a free large page
 GIB4 = 1 << 32
+FREE_BYTES = 200  # of memory that one freed range takes here: two pairs of numbers, and columns
 
 Range = tuple[int, int]
 
@@ -151,10 +153,15 @@ def list_is_seen(plan: Plan) -> bool:
 
 def mem_limit(command_line: str) -> int | None:
     """Bytes of Linux's mem= option, None without it."""
-    found = re.search(r"(?<!\S)mem=(0x[0-9a-fA-F]+|\d+)([kKmMgGtT]?)(?!\S)", command_line)
+    found = re.search(
+        r"(?<!\S)mem=(0x[0-9a-fA-F]{1,16}|[0-9]{1,20})([kKmMgGtT]?)(?!\S)", command_line
+    )
     if not found:
         return None
-    return int(found[1], 0) << {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}[found[2].lower()]
+    number, unit = found[1], found[2].lower()
+    is_octal = re.fullmatch("0[0-7]+", number)  # to memparse() as to C
+    base = 16 if number.startswith("0x") else 8 if is_octal else 10
+    return int(number, base) << {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}[unit]
 
 
 # --- The start of the boot ----------------------------------------------------------------------
@@ -212,6 +219,7 @@ def _frees(state: BootState) -> tuple[Range, ...]:
         WalkRules(skip_empty_entries=rules.skip_empty_entries, flat=not rules.depth_first),
     )
     nr = column(walk.events, "nr")
+    require_room(int(nr.sum()) * FREE_BYTES, "what Linux frees of the P->M list")
     i = np.arange(int(nr.sum())) - np.repeat(np.cumsum(nr) - nr, nr)
     pfns = np.repeat(column(walk.events, "pfn"), nr) + i * np.repeat(
         column(walk.events, "step"), nr

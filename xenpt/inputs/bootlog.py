@@ -13,16 +13,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from xenpt.errors import InputError
-from xenpt.inputs.files import read_file
+from xenpt.inputs.files import MAX_LINE, MAX_LOG_BYTES, read_file
 
 Value = int | str | None
 
-_ESCAPES = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07]*\x07|[ -/]*[0-~])|[\x00\x07\x08]")
+_ESCAPES = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07]{0,256}\x07|[ -/]*[0-~])|[\x00\x07\x08]")
+#: What a log may have; no boot in tests/golden has more than 4,184 such lines.
+MAX_FACTS, MAX_BOOTS = 1 << 18, 1 << 8
 _XEN = "(XEN)"
-_HEX = r"(0x[0-9a-f]+)\b"
+_HEX = r"(0x[0-9a-f]{1,16})\b"
+_NUMBER = r"(\d{1,15})"
 _ADDRESS = r"([0-9a-f]{16}|[0-9a-f]{8})(?![0-9a-f])"
 _SPAN = rf"{_ADDRESS}->{_ADDRESS}"
-_MEM = r"\[(?:mem )?(0x[0-9a-f]+)-(0x[0-9a-f]+)\]"
+_MEM = r"\[(?:mem )?(0x[0-9a-f]{1,16})-(0x[0-9a-f]{1,16})\]"
 _FREE = r"memblock_(?:phys_)?free: +"
 #: What Xen prints when it will not have a kernel, before the panic that names no reason.
 COMPLAINTS = (
@@ -100,15 +103,15 @@ PATTERNS: dict[str, tuple[str, str, str]] = {
     "old_xen_map": (" - ", r"(?<!\w)([0-9a-f]{16}) - ([0-9a-f]{16}) \(([^)]+)\)", "xxt"),
     "iommu": ("I/O virtualisation", r"I/O virtualisation (enabled|disabled)", "t"),
     "l1tf": ("L1TF shadowing", r"PV L1TF shadowing: Dom0 (enabled|disabled)", "t"),
-    "vcpus": ("Dom0 has maximum", r"Dom0 has maximum (\d+) VCPUs", "d"),
+    "vcpus": ("Dom0 has maximum", rf"Dom0 has maximum {_NUMBER} VCPUs", "d"),
     "note": (
         "ELF: note|elf_xen_parse_note",
-        r"(?:ELF: note|elf_xen_parse_note): ([A-Z_0-9]+) ?= ?(0x[0-9a-f]+|\".*\")",
+        r"(?:ELF: note|elf_xen_parse_note): ([A-Z_0-9]+) ?= ?(0x[0-9a-f]{1,16}\b|\".*\")",
         "tt",
     ),
     "address": (
         "virt_base|paddr_offset|p2m_base",
-        r" (virt_base|elf_paddr_offset|p2m_base) += (0x[0-9a-f]+)",
+        rf" (virt_base|elf_paddr_offset|p2m_base) += {_HEX}",
         "tx",
     ),
     "dom0_kernel": (
@@ -117,12 +120,12 @@ PATTERNS: dict[str, tuple[str, str, str]] = {
         "dttxx",
     ),
     "symbol_map": ("Dom0 symbol map", rf"Dom0 symbol map {_HEX} -> {_HEX}", "xx"),
-    "clipped": ("memory clipped", r"Dom0 memory clipped to (\d+) pages", "d"),
+    "clipped": ("memory clipped", rf"Dom0 memory clipped to {_NUMBER} pages", "d"),
     "physical": ("PHYSICAL MEMORY", r"PHYSICAL MEMORY ARRANGEMENT:", ""),
     "virtual": ("VIRTUAL MEMORY", r"VIRTUAL MEMORY ARRANGEMENT:", ""),
     "dom0_alloc": (
         "Dom0 alloc.:",
-        rf"Dom0 alloc\.: +{_SPAN}(?:\s*$| \((\d+) pages to be allocated\))",
+        rf"Dom0 alloc\.: +{_SPAN}(?:\s*$| \({_NUMBER} pages to be allocated\))",
         "xxd",
     ),
     "ramdisk": ("Init. ramdisk:", rf"Init\. ramdisk: +{_SPAN}", "xx"),
@@ -141,27 +144,27 @@ PATTERNS: dict[str, tuple[str, str, str]] = {
     "linux_version": ("Linux version ", r"Linux version (\d+\.\d+\S*)", "t"),
     "linux_command_line": ("Command line:", r"(?<!\w)Command line: ?(.*)", "t"),
     "booted_on": ("Xen version: ", r"Xen version: (\d+\.\d+\S*)", "t"),
-    "released": ("Released ", r"Released (\d+) page\(s\)", "d"),
+    "released": ("Released ", rf"Released {_NUMBER} page\(s\)", "d"),
     "map": ("Xen: [mem", rf"Xen: {_MEM} +(.+)", "xxt"),
-    "last_pfn": ("last_pfn =", r"last_pfn = (0x[0-9a-f]+) max_arch_pfn = 0x[0-9a-f]+", "x"),
+    "last_pfn": ("last_pfn =", rf"last_pfn = {_HEX} max_arch_pfn = 0x[0-9a-f]+", "x"),
     "brk": ("setup_arch", rf"memblock_reserve: +{_MEM}.* setup_arch\+", "xx"),
     "memory_added": ("memblock_add:", rf"memblock_add: +{_MEM}.* e820__?memblock_setup", "xx"),
     "configuration": ("MEMBLOCK conf", r"MEMBLOCK configuration:", ""),
     "memblock_sizes": (
         "reserved size",
-        rf"memory size = (0x[0-9a-f]+) reserved size = {_HEX}",
+        rf"memory size = {_HEX} reserved size = {_HEX}",
         "xx",
     ),
     "memory_count": ("memory.cnt", rf"memory\.cnt += {_HEX}", "x"),
     "reserved_count": ("reserved.cnt", rf"reserved\.cnt += {_HEX}", "x"),
     "memory": (
         "memory[0x",
-        rf"memory\[0x[0-9a-f]+\]\s+{_MEM},? (0x[0-9a-f]+) bytes( on node \d+)?",
+        rf"memory\[0x[0-9a-f]+\]\s+{_MEM},? {_HEX} bytes( on node \d+)?",
         "xxxt",
     ),
     "reserved": (
         "reserved[0x",
-        rf"reserved\[0x[0-9a-f]+\]\s+{_MEM},? (0x[0-9a-f]+) bytes",
+        rf"reserved\[0x[0-9a-f]+\]\s+{_MEM},? {_HEX} bytes",
         "xxx",
     ),
     "direct_map_probe": ("init_mem_map", rf"{_FREE}{_MEM}.* init_mem_mapping\+", "xx"),
@@ -170,9 +173,9 @@ PATTERNS: dict[str, tuple[str, str, str]] = {
     # Its ends are exclusive.
     "ramdisk_moved": ("initrd moved", rf"initrd moved from {_MEM} to {_MEM}", "xxxx"),
     "ramdisk_used": ("RAMDISK:", rf"RAMDISK: {_MEM}", "xx"),
-    "p2m_area": ("p2m virtual area", r"p2m virtual area at \S+, size is ([0-9a-f]+)", "x"),
-    "remapped": ("Remapped ", r"Remapped (\d+) page\(s\)", "d"),
-    "memory_available": ("Memory: ", r"Memory: \d+[kK]/(\d+)[kK] available", "d"),
+    "p2m_area": ("p2m virtual area", r"p2m virtual area at \S+, size is ([0-9a-f]{1,16})\b", "x"),
+    "remapped": ("Remapped ", rf"Remapped {_NUMBER} page\(s\)", "d"),
+    "memory_available": ("Memory: ", rf"Memory: \d+[kK]/{_NUMBER}[kK] available", "d"),
     # Ends
     "e820_conflict": (
         "conflicts with E820",
@@ -181,12 +184,12 @@ PATTERNS: dict[str, tuple[str, str, str]] = {
     ),
     "mapping_failed": (
         "Failed to update kernel mapping",
-        r"Failed to update kernel mapping for mfn=(\d+) pfn=(\d+)",
+        rf"Failed to update kernel mapping for mfn={_NUMBER} pfn={_NUMBER}\b",
         "dd",
     ),
     "early_exception": (
         "early exception",
-        r"early exception (0x[0-9a-f]+)\b.* cr2 (0x[0-9a-f]+)",
+        rf"early exception {_HEX}.* cr2 {_HEX}",
         "xx",
     ),
     "kernel_bug": ("kernel BUG at", r"kernel BUG at (\S+?)!?\s*$", "t"),
@@ -212,11 +215,12 @@ _STAMP = re.compile(r"^\s*(?:\[(?:\s*\d+\.\d+|[0-9a-f]{16}|\d{4}-\d\d-\d\d[ T][\
 def read_boots(path: str | Path) -> list[Boot]:
     """The boots in a log file, or in standard input if it is called `-`.
 
-    :raises InputError: it cannot be read, or there is no boot of Xen or of its dom0 in it
+    :raises InputError: it cannot be read, there is no boot of Xen or of its dom0 in it, or there
+        are more than MAX_FACTS lines or MAX_BOOTS boots
     """
     if path == "-":
         return parse_boots(_decoded(_standard_input()), source="standard input")
-    return parse_boots(_decoded(bytes(read_file(path))), source=path)
+    return parse_boots(_decoded(bytes(read_file(path, limit=MAX_LOG_BYTES))), source=path)
 
 
 def _decoded(data: bytes) -> str:
@@ -227,9 +231,12 @@ def _standard_input() -> bytes:
     if sys.stdin is None:
         raise InputError("standard input", "it is closed")
     try:
-        return sys.stdin.buffer.read()
+        data = sys.stdin.buffer.read(MAX_LOG_BYTES + 1)
     except OSError as error:
         raise InputError("standard input", error.strerror or str(error)) from error
+    if len(data) > MAX_LOG_BYTES:
+        raise InputError("standard input", f"more than {MAX_LOG_BYTES >> 20} MiB")
+    return data
 
 
 def parse_boots(text: str, *, source: object = "log") -> list[Boot]:
@@ -241,7 +248,9 @@ def parse_boots(text: str, *, source: object = "log") -> list[Boot]:
     :raises InputError: there is none
     """
     boots: list[Boot] = []
-    for fact, damaged in _facts(text):
+    for nr_facts, (fact, damaged) in enumerate(_facts(text), start=1):
+        if nr_facts > MAX_FACTS or len(boots) > MAX_BOOTS:
+            raise InputError(source, f"more than {MAX_FACTS} lines or {MAX_BOOTS} boots to explain")
         if not boots or _begins_anew(boots[-1], fact):
             boots.append(Boot(fact.line))
         (boots[-1].damaged if damaged else boots[-1].facts).append(fact)
@@ -268,7 +277,7 @@ def _is_boot(boot: Boot) -> bool:
 def _facts(text: str) -> Iterator[tuple[Fact, bool]]:
     """Every fact, and whether it is damaged."""
     panicking = False  # Xen says why in its next words
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(_lines(text), start=1):
         if not panicking and not _ANY_TEXT.search(line):
             continue
         if any(noise in line for noise in _NOISE):
@@ -282,14 +291,23 @@ def _facts(text: str) -> Iterator[tuple[Fact, bool]]:
             yield from _facts_of(fragment, number)
 
 
+def _lines(text: str) -> Iterator[str]:
+    """As text.split("\\n"), one at a time."""
+    start = 0
+    while (end := text.find("\n", start)) >= 0:
+        yield text[start:end]
+        start = end + 1
+    yield text[start:]
+
+
 def _fragments(line: str) -> Iterable[str]:
     """Parts of a line that were lines of their own: a serial console glues them together."""
     for part in re.split(r"\r+", _ESCAPES.sub("", line)):
         before, *after = part.split(_XEN)
         if before.strip():
-            yield before
+            yield before[:MAX_LINE]
         for xen in after:
-            yield _XEN + xen
+            yield (_XEN + xen)[:MAX_LINE]
 
 
 def _xen_text(fragment: str) -> str:
@@ -300,7 +318,7 @@ def _xen_text(fragment: str) -> str:
 
 
 def _facts_of(fragment: str, number: int) -> Iterator[tuple[Fact, bool]]:
-    for text in _ANY_TEXT.findall(fragment):
+    for text in dict.fromkeys(_ANY_TEXT.findall(fragment)):
         for kind, regex, types in _BY_TEXT[text]:
             found = regex.search(fragment)
             if found and not (kind == "linux_command_line" and _XEN in fragment):

@@ -8,17 +8,18 @@ from pathlib import Path
 
 from xenpt.abi import PAGE_SHIFT, PAGE_SIZE, WORD
 from xenpt.errors import InputError, UsageError
+from xenpt.inputs.files import MAX_LINE, MAX_LOG_BYTES
 from xenpt.units import pages
 
 LEAF_SIZES = ("4k", "2m", "1g")
-MAX_LOG_BYTES = 64 << 20
+MAX_E820_ENTRIES = 1024  # E820MAX of Xen (asm/e820.h)
 _AMOUNT = re.compile(
     r"(?:0[xX](?P<hex>[0-9a-fA-F]{1,40})|(?P<number>[0-9]{1,40}))(?P<unit>[tTgGmMkKbB%]?)"
 )
 _AMOUNT_SHIFTS = {"T": 40, "G": 30, "M": 20, "K": 10, "B": 0, "": 10}
 _XEN_E820 = re.compile(r"\[([0-9a-f]{16}), ([0-9a-f]{16})\] (\([^)]+\)|type \d+)")
 _OLD_XEN_E820 = re.compile(r"\b([0-9a-f]{16}) - ([0-9a-f]{16}) (\([^)]+\)|type \d+)")
-_LINUX_E820 = re.compile(r"(?:Xen|BIOS-e820): \[mem 0x([0-9a-f]+)-0x([0-9a-f]+)\] (.+)")
+_LINUX_E820 = re.compile(r"(?:Xen|BIOS-e820): \[mem 0x([0-9a-f]{1,16})-0x([0-9a-f]{1,16})\] (.+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,10 @@ class Guest:
     initrd_bytes: int | None = None
     builder: str = "dom0"
     cmd_line: str = ""
+
+    def __post_init__(self) -> None:
+        if self.initrd_bytes is not None and not 0 <= self.initrd_bytes < WORD:
+            raise UsageError(f"an initrd of {self.initrd_bytes:#x} bytes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +187,7 @@ def parse_e820(lines: Iterable[str], *, source: object = "e820") -> tuple[Ram, .
     000000000009fc00 (usable)` before 4.14. Linux: `Xen: [mem 0x0-0x9efff] usable`,
     `BIOS-e820: [mem ...]`. If a log has both, Xen's lines are the machine's and win.
 
-    :raises InputError: no such line; entries that overlap, or end before they start
+    :raises InputError: no such line; entries that overlap, or end before they start; too many
     """
     xen: list[Ram] = []
     linux: list[Ram] = []
@@ -196,6 +201,8 @@ def parse_e820(lines: Iterable[str], *, source: object = "e820") -> tuple[Ram, .
     entries = sorted(set(xen or linux), key=lambda ram: ram.start)
     if not entries:
         raise InputError(source, "no e820 line of Xen or Linux in it")
+    if len(entries) > MAX_E820_ENTRIES:
+        raise InputError(source, f"{len(entries)} e820 entries: Xen takes {MAX_E820_ENTRIES}")
     for ram, following in zip(entries, [*entries[1:], None], strict=True):
         if ram.end <= ram.start:
             raise InputError(source, f"e820 entry {ram.start:#x} ends before it starts")
@@ -216,7 +223,8 @@ def read_e820(path: str | Path) -> tuple[Ram, ...]:
         raise InputError(path, error.strerror or str(error)) from error
     if len(raw) > MAX_LOG_BYTES:
         raise InputError(path, f"more than the {MAX_LOG_BYTES >> 20} MiB that a log may have")
-    return parse_e820(raw.decode("utf-8", "replace").splitlines(), source=path)
+    lines = re.finditer(rf"[^\r\n]{{1,{MAX_LINE}}}", raw.decode("utf-8", "replace"))
+    return parse_e820((line[0] for line in lines), source=path)
 
 
 def flat_e820(nr_pages: int) -> tuple[Ram, ...]:

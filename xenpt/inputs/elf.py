@@ -186,7 +186,7 @@ class Elf:
             desc_offset = name_offset + (namesz + 3 & ~3)
             if desc_offset + descsz > end:
                 raise self.error("note leaves its segment or section", offset)
-            name = bytes(self.data[name_offset : name_offset + namesz])
+            name = bytes(self.data[name_offset : name_offset + min(namesz, _MAX_NAME_BYTES)])
             yield Note(name.split(b"\0", 1)[0], kind, desc_offset, descsz)
             offset = desc_offset + (descsz + 3 & ~3)
 

@@ -25,6 +25,7 @@ XenNote = tuple[str, int, int | str | tuple[int, ...]]
 
 MAX_NOTES = 65536  # of any owner, in one image (ELF_MAX_TOTAL_NOTE_COUNT)
 MAX_TEXT_BYTES = 4096  # ELF_MAX_STRING_LENGTH
+MAX_TEXTS_BYTES = 1 << 20  # of all notes: areas that overlap would multiply what the file has
 MAX_WORDS_BYTES = 64  # of a note that is neither text nor number; real ones have 16 at most
 LEGACY_SECTION = "__xen_guest"
 _NUMBER_BYTES = (1, 2, 4, 8)
@@ -94,7 +95,7 @@ def _xen_notes(elf: Elf) -> list[XenNote]:
     """Xen's notes of the PT_NOTE segments or, if these have none, of the SHT_NOTE sections."""
     # Some binutils leave p_offset of a note segment at 0.
     areas = [(s.offset, s.filesz) for s in elf.segments if s.type == PT_NOTE and s.offset]
-    left = MAX_NOTES
+    left, left_bytes = MAX_NOTES, MAX_TEXTS_BYTES
     for candidates in (
         areas,
         [(s.offset, s.size) for s in elf.sections if s.type == SHT_NOTE],
@@ -107,6 +108,10 @@ def _xen_notes(elf: Elf) -> list[XenNote]:
                     raise elf.error(f"more than {MAX_NOTES} notes", offset)
                 if note.name == XEN_ELFNOTE_NAME.encode():
                     notes.append(_decode(elf, note))
+                    content = notes[-1][2]
+                    left_bytes -= len(content) if isinstance(content, str) else 0
+                if left_bytes < 0:
+                    raise elf.error(f"notes with more than {MAX_TEXTS_BYTES} bytes of text", offset)
         if notes:
             break
     return notes
@@ -130,6 +135,9 @@ def _decode(elf: Elf, note: Note) -> XenNote:
 def _note_values(notes: list[XenNote]) -> dict[str, Any]:
     """Note name -> value: the last of a name counts, feature sets add up (SPEC D2, D3)."""
     asked: dict[str, Any] = {}
+    features = [str(value) for name, _, value in notes if name == "FEATURES"]
+    if features:
+        asked["FEATURES"] = "|".join(features)
     for name, _, value in notes:
         if name == "PAE_MODE":
             if "bimodal" in str(value):
@@ -138,10 +146,9 @@ def _note_values(notes: list[XenNote]) -> dict[str, Any]:
                 asked[name] = "extcr3"
         elif name == "BSD_SYMTAB":
             asked[name] = asked.get(name, False) or value == "yes"
-        elif name == "FEATURES":
-            asked[name] = f"{asked[name]}|{value}" if name in asked else value
         elif isinstance(value, str):
-            asked[name] = value
+            if name != "FEATURES":
+                asked[name] = value
         else:
             number = value if isinstance(value, int) else 0  # other sizes read as 0 (SPEC D1)
             if name == "SUPPORTED_FEATURES":

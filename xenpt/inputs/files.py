@@ -8,6 +8,9 @@ from pathlib import Path
 
 from xenpt.errors import InputError
 
+MAX_LOG_BYTES = 64 << 20
+MAX_LINE = 4096  # characters of a log's line that are looked at; real ones have some hundred
+
 
 def read_file(path: str | Path, *, limit: int | None = None) -> mmap:
     """A file's contents, mapped: only what is looked at is read.

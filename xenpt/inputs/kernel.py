@@ -19,12 +19,12 @@ from xenpt.errors import InputError
 from xenpt.inputs.elf import EM_X86_64, Data, Elf
 from xenpt.inputs.elfnotes import check_addresses, xen_fields
 from xenpt.inputs.files import read_file
+from xenpt.inputs.jsontext import MAX_BYTES, parse_json
 from xenpt.inputs.kerneljson import kernel_fields, natural_machine
 from xenpt.inputs.payload import unpack_image
 from xenpt.inputs.symbols import image_symbols, read_system_map
 
 DEFAULT_KERNEL = "debian-6.1.0-56-amd64.json"
-MAX_JSON_BYTES = 16 << 20
 Segment = tuple[int, int, int]
 Note = tuple[str, int, int | str | tuple[int, ...]]
 
@@ -165,10 +165,4 @@ def with_system_map(kernel: Kernel, path: str | Path) -> Kernel:
 
 
 def _from_json(data: Data, source: object) -> Kernel:
-    if len(data) > MAX_JSON_BYTES:
-        raise InputError(source, f"JSON of more than {MAX_JSON_BYTES >> 20} MiB")
-    try:
-        facts = json.loads(bytes(data[:]))
-    except (ValueError, RecursionError) as error:
-        raise InputError(source, f"not JSON: {error}") from None
-    return Kernel.from_dict(facts, source=source)
+    return Kernel.from_dict(parse_json(bytes(data[: MAX_BYTES + 1]), source), source=source)

@@ -7,7 +7,7 @@ from pathlib import Path
 from xenpt.abi import PAGE_SIZE, WORD, round_up
 from xenpt.errors import InputError
 from xenpt.inputs.elf import Elf
-from xenpt.inputs.files import read_file
+from xenpt.inputs.files import MAX_LINE, read_file
 
 # `_brk_end` is left out on purpose: a symbol table has the address of that variable, and what
 # the boot needs is its value.
@@ -27,7 +27,7 @@ LINUX_SYMBOLS = (
     "level1_fixmap_pgt",
     "level3_user_vsyscall",
 )
-MAX_MAP_BYTES = 256 << 20
+MAX_MAP_BYTES = 64 << 20  # those of distributions have 10 MiB at most
 
 
 def image_symbols(elf: Elf) -> dict[str, int] | None:
@@ -45,10 +45,10 @@ def read_system_map(path: str | Path) -> dict[str, int]:
     """
     found = {}
     wanted = frozenset(LINUX_SYMBOLS)
-    text = bytes(read_file(path, limit=MAX_MAP_BYTES)).decode("latin-1")
-    for number, line in enumerate(text.splitlines(), 1):
-        words = line.split()
-        if len(words) > 3 and "System.map is in" in line:
+    lines = iter(read_file(path, limit=MAX_MAP_BYTES).readline, b"")
+    for number, line in enumerate(lines, 1):
+        words = line[:MAX_LINE].decode("latin-1").split()
+        if len(words) > 3 and b"System.map is in" in line:
             raise InputError(path, f"a stub without symbols: {' '.join(words[2:])}")
         address = _hex(words[0]) if len(words) >= 3 and len(words[1]) == 1 else None
         if address is None:

@@ -19,6 +19,7 @@ from xenpt.domutables import TableMap, in_xen_slots, overwritten
 from xenpt.engine import clear
 from xenpt.errors import PanicError
 from xenpt.extents import P2M, Mapping, clip, coalesce, make_runs, sort_tables
+from xenpt.room import require_room
 from xenpt.xen.dom0 import Domain
 from xenpt.xen.heap import Heap
 
@@ -28,6 +29,7 @@ SUPERPAGE_ORDER, SUPERPAGE_BATCH = (
     512,
 )  # extents of 2 MiB, at most that many in one call
 PAGE_BATCH = 1 << 20  # pages in one call
+CALL_BYTES = 160  # of memory that one call takes here, measured (a guest of 64 PiB)
 LOW_MFN = 0xFF  # its page below 4 GiB for a PAE root that needs one
 MFN_4G = (4 << 30) >> PAGE_SHIFT
 CANONICAL_HALF = 1 << (VADDR_BITS - 1)
@@ -200,7 +202,11 @@ def populate_calls(plan: DomuPlan) -> list[tuple[int, int, int]]:
     """(extents, order, first pfn) of each XENMEM_populate_physmap that the library issues.
 
     Models meminit_pv(); on a host that always has an extent of the order that is asked for.
+
+    :raises NoRoomError: there would be more calls than memory holds
     """
+    most = plan.nr_pages >> SUPERPAGE_ORDER if plan.toolstack.populates_2m else 0
+    require_room(most // SUPERPAGE_BATCH * CALL_BYTES, "the hypercalls that populate the guest")
     calls = []
     for start, end in plan.pfn_ranges:
         pfn = start
