@@ -17,7 +17,7 @@ from xenpt.boottexts import (
     cleanup_report,
     founding_report,
     panic_report,
-    stream_report,
+    words_report,
 )
 from xenpt.domuplan import plan_domu
 from xenpt.errors import UsageError
@@ -26,7 +26,7 @@ from xenpt.inputs.initrd import Initrd, read_initrd
 from xenpt.inputs.kernel import Kernel, default_kernel, read_kernel
 from xenpt.linux import PROFILES, SEED, Boot, Cleanup, LinuxRules, free_initial_p2m, with_rules
 from xenpt.linux.state import LinuxPanic
-from xenpt.linux.streamed import stream_boot
+from xenpt.linux.streamed import pack_boot, stream_boot
 from xenpt.measured import walk_seconds
 from xenpt.plan import Plan, plan_dom0
 from xenpt.provenance import cpu_model
@@ -90,13 +90,18 @@ def boot(options: Namespace) -> Answer:
     if data["cleanup"] is not None:
         data["cleanup"] |= _chosen(planned)
     report = boot_report(booted, data["beyond"])
-    if options.engine == "stream":
+    if options.engine != "extents":
         begin = perf_counter()
-        with progress_bar("direct map", quiet=options.quiet) as progress:
-            streamed = stream_boot(booted, threads=options.threads, progress=progress)
-        seconds = perf_counter() - begin
-        data["streamed"] = None if streamed is None else asdict(streamed)
-        report += stream_report(streamed, seconds, options.threads)
+        if options.engine == "packed":
+            key, words = "packed", pack_boot(booted)
+        else:
+            with progress_bar("direct map", quiet=options.quiet) as progress:
+                key, words = (
+                    "streamed",
+                    stream_boot(booted, threads=options.threads, progress=progress),
+                )
+        data[key] = None if words is None else asdict(words)
+        report += words_report(key, words, perf_counter() - begin, options.threads)
     return Answer(data, report, NO if booted.panic else YES)
 
 

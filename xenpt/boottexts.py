@@ -50,13 +50,16 @@ def boot_report(boot: Boot, beyond: Iterable[dict[str, Any]]) -> Report:
     return [*report, *beyond_report(beyond)]
 
 
-def stream_report(streamed: StreamedBoot | None, seconds: float, threads: int) -> Report:
-    """What was interpreted word by word besides; `streamed` is None where the boot died before."""
-    if streamed is None:
-        return [Line(), Prose("No entry was streamed: it dies before it maps its memory.")]
-    parts = [part for part in (streamed.direct_map, streamed.list_mapping) if part is not None]
+def words_report(how: str, words: StreamedBoot | None, seconds: float, threads: int) -> Report:
+    """What was interpreted word by word besides; `words` is None where the boot died before.
+
+    :param how: "streamed" or "packed"
+    """
+    if words is None:
+        return [Line(), Prose(f"No entry was {how}: it dies before it maps its memory.")]
+    parts = [part for part in (words.direct_map, words.list_mapping) if part is not None]
     text = (
-        f"stream: {sum(part.entries for part in parts):,} page-table entries of "
+        f"{how}: {sum(part.entries for part in parts):,} page-table entries of "
         f"{sum(part.tables for part in parts):,} tables built, marked and walked word by word, "
         f"equal to the extents; {seconds:.2f} s, measured on this machine, "
         f"{threads} thread{'s' if threads > 1 else ''}."

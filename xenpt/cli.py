@@ -319,10 +319,11 @@ def _add_engine_options(command: Parser) -> None:
     engine = command.add_argument_group("the engine")
     engine.add_argument(
         "--engine",
-        choices=("extents", "stream"),
+        choices=("extents", "packed", "stream"),
         default="extents",
         help="extents: all counts at once (default); stream: besides, every entry of the direct "
-        "map and of the P->M list's mapping is built, marked and walked, and compared",
+        "map and of the P->M list's mapping is built, marked and walked, and compared; packed: "
+        "the same with all tables in memory at once",
     )
     engine.add_argument(
         "--threads", type=int, default=1, metavar="N", help="of the stream; default: 1"

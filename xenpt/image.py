@@ -48,6 +48,7 @@ from xenpt.extents import (
     tables_of,
     words,
 )
+from xenpt.room import require_room
 
 Pages = npt.NDArray[np.uint64]
 HUGE_PAGE_SIZE = 1 << 21
@@ -65,7 +66,10 @@ def new_arena(nr_tables: int) -> Pages:
     """Zeroed table pages in memory of huge pages, where the system has them.
 
     First touch costs more than any stage: use one arena again for many images (`arena=`).
+
+    :raises NoRoomError: they are more than memory holds
     """
+    require_room(nr_tables * PAGE_SIZE, f"{nr_tables:,} page tables")
     buffer = mmap.mmap(-1, max(nr_tables, 1) * PAGE_SIZE)
     if nr_tables * PAGE_SIZE >= HUGE_PAGE_SIZE and hasattr(mmap, "MADV_HUGEPAGE"):
         buffer.madvise(mmap.MADV_HUGEPAGE)
@@ -289,11 +293,11 @@ def materialise(
     tables = mapping.tables
     if window is not None:
         tables = tables_of(tables, window[0] >> PAGE_SHIFT, pfn_up(window[1]))
+    nr = int(tables["nr"].sum())
+    if arena is not None and len(arena) < nr:
+        raise MappingError(f"an arena of {len(arena)} pages for {nr} tables")
+    pages = (new_arena(nr) if arena is None else arena)[:nr]
     tables = expand(tables, tables=True)
-    if arena is not None and len(arena) < len(tables):
-        raise MappingError(f"an arena of {len(arena)} pages for {len(tables)} tables")
-    pages = new_arena(len(tables)) if arena is None else arena
-    pages = pages[: len(tables)]
     if arena is not None:
         pages[:] = 0
     lower = mapping.tables[mapping.tables["level"] < LEVELS]

@@ -12,7 +12,7 @@ from xenpt.engine import mark_read_only
 from xenpt.errors import MappingError
 from xenpt.extents import coalesce, expand
 from xenpt.image import materialise
-from xenpt.stream import stream
+from xenpt.stream import pack, stream
 
 
 @given(hosts(), st.data(), st.integers(1, 16), st.sampled_from([1, 2]))
@@ -31,6 +31,10 @@ def test_stream_counts_what_the_other_forms_count(host, data, window_tables, thr
     assert found.ptes == host.mapping.nr_leaves(1)
     below = host.mapping.nr_tables() - host.mapping.nr_tables(LEVELS)
     assert found.entries == sum(host.mapping.nr_leaves(n) for n in (1, 2, 3)) + below
+    packed = pack(host.mapping, host.p2m, pfn_ranges=ranges)
+    from_root = 0 if host.mapping.nr_tables(LEVELS) else host.mapping.nr_tables(3)
+    assert packed.entries == found.entries - from_root
+    assert (packed.ptes, packed.read_only) == (found.ptes, found.read_only)
     before = image.pages[small[0]].copy()
     image.mark_read_only(ranges, host.p2m)
     assert found.changed == int((before != image.pages[small[0]]).sum())

@@ -195,8 +195,23 @@ def test_streamed_boot_counts_the_same_and_reads_every_entry(answer, xenpt):
     assert streamed["list_mapping"]["ptes"] == 512
     assert streamed["list_mapping"]["tables"] == 4  # L1, L2, L3, and the root
     assert streamed["direct_map"]["ptes"] == (1 << 18) - 1 - (0x100 - 0xA0)
-    _, out = xenpt("boot", "1G", "--engine", "stream")
-    assert "walked word by word, equal to the extents" in " ".join(out.split())
+    packed = answer("boot", "1G", "--p2m-leaf", "4k", "--engine", "packed")["packed"]
+    for part in ("direct_map", "list_mapping"):
+        for count in ("ptes", "changed", "read_only"):
+            assert packed[part][count] == streamed[part][count]
+    for engine in ("stream", "packed"):
+        _, out = xenpt("boot", "1G", "--engine", engine)
+        assert "walked word by word, equal to the extents" in " ".join(out.split())
+
+
+def test_packed_tables_that_do_not_fit_are_refused_at_once(capsys, monkeypatch):
+    """64 TiB have 2**34 entries of 8 bytes in L1 tables alone: 128 GiB."""
+    monkeypatch.setattr("xenpt.room.free_bytes", lambda: 32 << 30)
+    assert cli.main(["boot", "64T", "--engine", "packed"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "page tables would need about 128" in error
+    assert "32 GiB are free" in error
 
 
 @pytest.mark.parametrize("threads", ["0", "-1", "two"])

@@ -6,7 +6,7 @@ from xenpt.inputs.kernel import default_kernel
 from xenpt.linux.boot import Boot
 from xenpt.linux.memblock import Regions
 from xenpt.linux.stages import Stage
-from xenpt.linux.streamed import stream_boot
+from xenpt.linux.streamed import pack_boot, stream_boot
 from xenpt.plan import plan_dom0
 from xenpt.xen.dom0 import build
 
@@ -29,6 +29,15 @@ def test_stream_meets_every_page_of_ram_and_every_read_only_frame(boot):
     # The list: two leaves of 2 MiB, one 4 KiB page, and an entry for each of L3, L2, L1.
     assert found.list_mapping.ptes == 1
     assert found.list_mapping.entries == 2 + 1 + 3
+
+
+def test_packed_tables_have_the_same_entries(boot):
+    streamed, packed = stream_boot(boot), pack_boot(boot)
+    for part in ("direct_map", "list_mapping"):
+        by_window, at_once = getattr(streamed, part), getattr(packed, part)
+        assert at_once.windows == 1
+        for count in ("ptes", "changed", "read_only"):
+            assert getattr(at_once, count) == getattr(by_window, count)
 
 
 def test_the_list_is_read_only_in_the_direct_map(boot):

@@ -1,25 +1,27 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A boot's largest tables word by word: the direct map and the P->M list's mapping, streamed.
+"""A boot's largest tables word by word: the direct map and the P->M list's mapping.
 
 The stages work on extents. Here every page-table entry that init_mem_mapping() leaves behind, and
-every one of the initial P->M list's mapping, is built, marked read-only, walked and compared.
+every one of the initial P->M list's mapping, is built, marked read-only, walked and compared: by
+windows (`stream_boot`), or all at once (`pack_boot`).
 """
 
 from dataclasses import dataclass
 
 from xenpt.abi import PAGE_SHIFT
-from xenpt.extents import Mapping, column, make_runs, sort_tables
+from xenpt.extents import Mapping, column, make_runs, sort_tables, tables_of
+from xenpt.linux.addressspace import address_space
 from xenpt.linux.boot import Boot
 from xenpt.linux.directmap import KERNEL_PTE
 from xenpt.linux.memblock import Regions
 from xenpt.linux.stages import Stage
 from xenpt.linux.state import BootState
-from xenpt.stream import Progress, StreamResult, stream
+from xenpt.stream import Progress, StreamResult, pack, stream
 
 
 @dataclass(frozen=True, slots=True)
 class StreamedBoot:
-    """What the streams of one boot met.
+    """What the streams of one boot met, or its packed tables.
 
     :ivar direct_map: of the tables that map all RAM of the domain, at PAGE_OFFSET
     :ivar list_mapping: of the tables of the P->M list; None where it lies in the initial mapping
@@ -40,22 +42,46 @@ def stream_boot(
     :returns: None if the boot does not come so far
     :raises MappingError: words differ from extents
     """
+    state = _mapped(boot)
+    if state is None:
+        return None
+    domain = boot.domain
+    found = stream(
+        direct_map(state), domain.p2m, pfn_ranges=state.ro_frames.ranges, threads=threads,
+        progress=progress, flip=flip,
+    )  # fmt: skip
+    held = None if domain.p2m_map is None else stream(domain.p2m_map, domain.p2m, threads=threads)
+    return StreamedBoot(found, held)
+
+
+def pack_boot(boot: Boot) -> StreamedBoot | None:
+    """The same with all tables in memory at once, found through the entries that point to them.
+
+    :raises MappingError: words differ from extents
+    :raises NoRoomError: they are more than memory holds
+    :raises UsageError: symbols of Linux's static tables are not known
+    """
+    state = _mapped(boot)
+    if state is None:
+        return None
+    domain, leaves = boot.domain, direct_map(state).leaves
+    start = state.rules.page_offset
+    tables = address_space(state).mapping.tables
+    tables = tables_of(tables, start >> PAGE_SHIFT, (start >> PAGE_SHIFT) + state.nr_pages)
+    found = pack(Mapping(leaves, tables), domain.p2m, pfn_ranges=state.ro_frames.ranges)
+    held = None if domain.p2m_map is None else pack(domain.p2m_map, domain.p2m)
+    return StreamedBoot(found, held)
+
+
+def _mapped(boot: Boot) -> BootState | None:
+    """The state right behind init_mem_mapping(), of a boot of its own."""
     fresh = Boot(
         boot.domain,
         rules=boot.rules,
         e820=boot.state.e820,
         max_reservation=boot.state.max_reservation,
     ).run_to(Stage.INIT_MEM_MAPPING)
-    if fresh.panic:
-        return None
-    domain = boot.domain
-    read_only = [(start, end) for start, end in fresh.state.ro_frames]
-    found = stream(
-        direct_map(fresh.state), domain.p2m, pfn_ranges=read_only, threads=threads,
-        progress=progress, flip=flip,
-    )  # fmt: skip
-    held = None if domain.p2m_map is None else stream(domain.p2m_map, domain.p2m, threads=threads)
-    return StreamedBoot(found, held)
+    return None if fresh.panic else fresh.state
 
 
 def direct_map(state: BootState) -> Mapping:
