@@ -24,7 +24,7 @@ import numpy as np
 from guests import FIRST_MFN, FLAGS, direct_map, spread
 from measure import Step, Variant, rounds
 from peers import Loop, NumPy, NumPyInPlace, Peer, PlainPython, Words, limit, numba_peer
-from report import render
+from report import COMMANDS, render
 from vol3 import volatility_rate
 
 from xenpt import _core
@@ -32,13 +32,18 @@ from xenpt.abi import PTE_RW
 from xenpt.engine import mark_read_only
 from xenpt.extents import P2M, Mapping
 from xenpt.image import Pages, PageTableImage, materialise, new_arena
+from xenpt.inputs.kernel import default_kernel
+from xenpt.linux import Boot
+from xenpt.plan import plan_dom0
 from xenpt.stream import StreamResult, stream
+from xenpt.xen.dom0 import build
 
 MEMORY_PTES = 1 << 26  # 512 MiB of leaf tables: beyond any cache but the largest
 CHUNK_WORDS = 8 * 512  # as the engine's window
 NUMPY_WORDS = 1 << 16  # NumPy's best chunk: its calls cost more than a window
 LIMITS = ("read", "write", "rmw")
-SIZES_TIB = (0.0625, 1, 12, 64)
+SIZES_TIB = (1 / 256, 1 / 16, 1, 12, 64)  # four decades and more
+NATIVE = Path("build/native")
 Rates = dict[str, float]
 
 
@@ -195,10 +200,47 @@ def whole_guest(tib: float, engine: str, threads: int) -> Rates:
     return {"seconds": best, "mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
-def child(part: str, *arguments: str, simd: str = "") -> Any:
+def stages() -> Rates:
+    """Milliseconds of all stages of a 64 TiB boot on extents: the engine's time, the best of 20."""
+    domain = build(plan_dom0(default_kernel(), nr_pages=1 << 34))
+    best = float("inf")
+    for _ in range(20):
+        boot = Boot(domain)
+        start = time.perf_counter()
+        boot.run()
+        best = min(best, time.perf_counter() - start)
+    assert boot.cleanup is not None
+    assert boot.cleanup.cost.pages_freed == (1 << 25) + 1  # the list in 1 GiB leaves, and its L3
+    return {"ms": best * 1000}
+
+
+def command(*arguments: str) -> Rates:
+    """Seconds and peak MiB of a whole `xenpt` command, from its start to its end."""
+    start = time.perf_counter()
+    subprocess.run(
+        [sys.executable, "-m", "xenpt", *arguments], stdout=subprocess.DEVNULL, check=True
+    )
+    seconds = time.perf_counter() - start
+    return {
+        "seconds": seconds,
+        "mib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
+    }
+
+
+def build_native() -> None:
+    """The package once more, compiled for this very processor."""
+    subprocess.run(
+        [sys.executable, "setup.py", "--quiet", "build", "--force", "--build-base", str(NATIVE),
+         "--build-lib", str(NATIVE / "lib")],
+        env=os.environ | {"CFLAGS": "-march=native"}, capture_output=True, check=True,
+    )  # fmt: skip
+
+
+def child(part: str, *arguments: str, simd: str = "", native: bool = False) -> Any:
     """Run one part in a process of its own, perhaps with a forced instruction set."""
     command = [sys.executable, __file__, "--part", part, *arguments]
     environ = os.environ | ({"XENPT_SIMD": simd} if simd else {})
+    environ |= {"PYTHONPATH": str((NATIVE / "lib").absolute())} if native else {}
     done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.stderr.write(f"{part} {simd}: {done.stderr.strip().splitlines()[-1]}\n")
@@ -212,6 +254,8 @@ PARTS: dict[str, Callable[..., Any]] = {
     "threads": threads,
     "scattered": scattered,
     "volatility": volatility_rate,
+    "stages": stages,
+    "command": command,
     "guest": lambda tib, engine, threads: whole_guest(float(tib), engine, int(threads)),
     "simd": _core.simd,
 }
@@ -220,12 +264,19 @@ PARTS: dict[str, Callable[..., Any]] = {
 def measure() -> dict[str, Any]:
     """All parts, each in a process of its own; missing peers are null."""
     found: dict[str, Any] = {"machine": machine()}
-    for part in ("memory", "cache", "threads", "scattered", "volatility"):
+    for part in ("memory", "cache", "threads", "stages", "scattered", "volatility"):
         sys.stderr.write(f"{part} ...\n")
         found[part] = child(part)
     for simd in ("v3", "baseline"):
         sys.stderr.write(f"cache, {simd} ...\n")
         found[f"cache {simd}"] = child("cache", simd=simd)
+    sys.stderr.write("cache, -march=native ...\n")
+    build_native()
+    found["cache native"] = child("cache", native=True)
+    found["commands"] = {}
+    for line in COMMANDS:
+        sys.stderr.write(f"xenpt {line} ...\n")
+        found["commands"][line] = child("command", *line.split())
     guests = [(tib, engine, 1) for engine in ("stream", "extents") for tib in SIZES_TIB]
     guests += [(64, "stream", 2)]
     found["guests"] = []
@@ -260,7 +311,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--output", type=Path, help="write the page there, too")
     parser.add_argument("--check", action="store_true", help="status 1 if a floor does not hold")
-    parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--part", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part:
         sys.stdout.write(json.dumps(PARTS[options.part[0]](*options.part[1:])))
