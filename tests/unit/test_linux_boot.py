@@ -174,6 +174,52 @@ def test_the_seed_uses_500_gib_of_a_larger_domain_and_says_so():
     assert Boot(domain(600 * GIB)).as_dict()["beyond"] == []
 
 
+@pytest.mark.parametrize("rules, panic", [(SEED, True), (V4_3, False), (V6_1, False)])
+def test_memory_beyond_the_tree_for_xens_tools_ends_the_seed(rules, panic):
+    """alloc_p2m() of 4.1: the tree has 512^3 = 2^27 pages; 600 GiB are pfn 600 << 18.
+
+    dom0 of 1 GiB that may have 4: the 3 GiB for ballooning are RAM of the host at 600 GiB.
+    """
+    e820 = [Ram(0, 1 << 30), Ram(600 << 30, 700 << 30)]
+    boot = Boot(domain(GIB), rules=rules, e820=e820, max_reservation=4 * GIB).run()
+    if panic:
+        assert boot.panic.startswith("kernel BUG in p2m_top_index(): pfn 0x9600000 ")
+        assert boot.results[-1].name == Stage.PAGING_INIT.value
+    else:
+        assert boot.verdict == "boots"
+
+
+def test_a_list_beyond_the_tree_is_not_the_end_of_the_seed():
+    """xen_build_mfn_list_list() stops at 2^27 pages since 3.19: it boots, and uses 500 GiB."""
+    flat = Boot(domain(600 * GIB), rules=SEED).run()
+    assert flat.verdict == "boots"
+    assert flat.results[4].cost.entries_written == 600 * GIB
+
+
+def test_the_copy_ends_with_memory_and_not_with_a_longer_list():
+    """A GiB in a hole makes [500, 501) GiB extra memory: the area ends there, or at 512 GiB."""
+    e820 = [Ram(0, 3 << 30), Ram(4 << 30, 700 << 30)]
+    boot = Boot(domain(600 * GIB), rules=SEED, e820=e820).run()
+    assert boot.state.max_p2m_pfn == 512 * GIB
+    assert boot.results[4].cost.entries_written == 511 * GIB
+
+
+def test_entries_behind_the_map_are_identity():
+    """A guest of 520 GiB without a map: RAM ends at 512 GiB and 8 MiB, as does what is copied."""
+    boot = Boot(guest(520 * GIB), rules=V6_1).run()
+    assert boot.results[4].cost.entries_written == 512 * GIB + 2048
+
+
+@pytest.mark.parametrize("rules", PROFILES.values(), ids=PROFILES)
+def test_dom0_takes_unusable_memory_of_the_host_for_ram(rules):
+    """xen_ignore_unusable(): Xen has RAM there in its pfns, and refuses identity mappings."""
+    e820 = [Ram(0, 512 << 20), Ram(512 << 20, 513 << 20, "unusable"), Ram(513 << 20, 2 << 30)]
+    image = {"init_p2m": None} if rules is V4_1 else {}
+    boot = Boot(domain(GIB, **image), rules=rules, e820=e820).run_to(Stage.MEMORY_SETUP)
+    assert not boot.state.identity.meets(512 << 8, 513 << 8)
+    assert boot.state.memblock.memory.clip(1 << 20, 1 << 30).size == 1023 << 20
+
+
 def test_a_boot_is_json_ready_and_its_counts_add_up():
     boot = Boot(domain(GIB)).run()
     shown = boot.as_dict()
@@ -265,34 +311,6 @@ def test_room_that_the_domain_does_not_have_is_no_room():
     e820 = [Ram(0, 0x1000), Ram(0xFFF000, 0x8000000), Ram(1 << 42, 1 << 43)]
     boot = Boot(domain(64 * GIB), e820=e820, max_reservation=64 * GIB).run()
     assert boot.panic == "Hardware Dom0 halted: halting machine"
-
-
-def test_the_seed_does_not_look_for_holes_under_the_list():
-    """SPEC H3: it overwrites what is there, so that nothing counted from then on is real."""
-    boot = Boot(domain(GIB), rules=SEED, e820=HOLE_OVER_THE_LIST).run()
-    assert boot.verdict == "boots"
-    (limit,) = boot.beyond
-    assert (limit["limit"], limit["value"]) == ("end of RAM for the P->M list", 0x8000000)
-    assert "overwrites frames in holes" in limit["source"]
-    assert not Boot(domain(GIB), rules=SEED, e820=[Ram(0, 0x8800000), Ram(1 << 32, 8 << 30)]).beyond
-
-
-def test_whatever_lies_in_a_hole_is_named():
-    plan = plan_dom0(default_kernel(), Host(), nr_pages=GIB, initrd_bytes=12345678)
-    e820 = [Ram(0, 0x1000000), Ram(0x2000000, 0x4A01000), Ram(0x4B00000, 8 << 30)]
-    for rules in (SEED, V4_1):
-        boot = Boot(build(plan), rules=rules, e820=e820).run_to(Stage.MEMORY_SETUP)
-        found = {limit["limit"]: limit["value"] for limit in boot.beyond}
-        assert found == {
-            "end of RAM for the kernel": 0x1000000,
-            "end of RAM for the page tables": 0x4A01000,
-        }
-    e820 = [Ram(0, 0x8001000), Ram(0x9000000, 8 << 30)]
-    boot = Boot(build(plan), rules=SEED, e820=e820).run_to(Stage.MEMORY_SETUP)
-    assert [limit["limit"] for limit in boot.beyond] == [
-        "end of RAM for the P->M list",
-        "end of RAM for the initrd",
-    ]
 
 
 def test_frames_without_room_behind_are_released_one_by_one():

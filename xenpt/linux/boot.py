@@ -17,7 +17,6 @@ from xenpt.extents import Mapping
 from xenpt.inputs.config import Ram as E820Entry
 from xenpt.linux.bugs import Bug, Seen, bugs_met
 from xenpt.linux.cleanup import Cleanup, free_list, p2m_free
-from xenpt.linux.e820 import end_of_ram, in_one_ram_entry
 from xenpt.linux.memblock import Memblock
 from xenpt.linux.pagetable import cleanup_highmap, setup_kernel_pagetable
 from xenpt.linux.rules import MAINLINE, LinuxRules
@@ -147,29 +146,7 @@ class Boot:
             text = f"pages of a domain that Linux {self.rules.name} uses"
             source = "Linux: xen_memory_setup() in arch/x86/xen/setup.c"
             passed.append({"limit": text, "value": limit, "source": source})
-        return passed + self._unseen_conflicts()
-
-    def _unseen_conflicts(self) -> list[dict[str, Any]]:
-        """What lies in E820 holes and is overwritten there by a Linux without checks (SPEC H3)."""
-        entry = initial_state(self.domain, self.rules)
-        if self.rules.check_conflicts or not self.state.e820:
-            return []
-        used = {
-            "kernel": (entry.text - START_KERNEL_MAP, entry.brk_end - START_KERNEL_MAP),
-            "page tables": tuple(pfn << PAGE_SHIFT for pfn in entry.pt_pfns),
-            "P->M list": tuple(pfn << PAGE_SHIFT for pfn in entry.initial_list.pfns),
-            "initrd": entry.initrd,
-        }
-        source = f"Linux {self.rules.name}: xen_set_identity_and_remap() overwrites frames in holes"
-        return [
-            {
-                "limit": f"end of RAM for the {name}",
-                "value": end_of_ram(self.state.e820, span[0]),
-                "source": source,
-            }
-            for name, span in used.items()
-            if span is not None and not in_one_ram_entry(self.state.e820, *span)
-        ]
+        return passed
 
     @cached_property
     def variants(self) -> dict[str, Cleanup]:

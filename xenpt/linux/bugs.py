@@ -55,19 +55,22 @@ def bugs_met(seen: Seen) -> list[Bug]:
     return [bug for find in _FINDERS for bug in find(seen)]
 
 
-def _overwritten(seen: Seen) -> Iterator[Bug]:
-    """H3: what lies in holes is moved away from under its users, and nobody looks."""
+def _taken_from_use(seen: Seen) -> Iterator[Bug]:
+    """H3: frames in holes move to other pfns or go back to Xen, and nobody looks who uses them."""
     state = seen.state
-    if state.rules.check_conflicts or not state.remaps:
+    if state.rules.check_conflicts:
         return
-    moved = Regions.of((start, start + nr) for start, _, nr in state.remaps)
+    taken = state.identity.clip(0, state.max_pfn)
     used = {"P->M list": state.p2m_frames, "page tables": state.pt_pfns, "kernel": _kernel(state)}
     if state.initrd:
         used["initrd"] = state.initrd[0] >> PAGE_SHIFT, pfn_up(state.initrd[1])
     for name, pfns in used.items():
-        nr = moved.clip(*pfns).size
+        nr = taken.clip(*pfns).size
         if nr:
-            text = f"{nr:,} pages of the {name} lie in holes of the E820 map and are overwritten"
+            text = (
+                f"{nr:,} pages of the {name} lie in holes of the E820 map and lose their frames: "
+                "a real boot may die of it"
+            )
             yield Bug("H3", text, _SERIES)
 
 
@@ -199,6 +202,6 @@ def _kernel(state: BootState) -> Range:
 
 
 _FINDERS: tuple[Callable[[Seen], Iterator[Bug]], ...] = (
-    _overwritten, _list_found_free, _moved_into_brk, _brk_in_a_hole, _unusable, _released,
+    _taken_from_use, _list_found_free, _moved_into_brk, _brk_in_a_hole, _unusable, _released,
     _highmap_overrun, _stale_slots, _pinned_walk, _leaked,
 )  # fmt: skip

@@ -125,6 +125,10 @@ class LinuxRules:
     marks_pinned_first: bool
     # p2m.c, xen_vmalloc_p2m_tree(): CONFIG_XEN_(BALLOON_)MEMORY_HOTPLUG_LIMIT in GiB; 0 without.
     hotplug_limit_gib: int
+    # alloc_p2m(): whoever gives a P->M page of its own to a pfn asks for its place in the tree for
+    # Xen's tools, which ends at 2^27 pages, and dies beyond; v4.3 asks below that alone
+    # ("xen: allow more than 512 GB of RAM for 64 bit pv-domains").
+    dies_beyond_tools_tree: bool
     # alloc_p2m_page() asks bootmem, which gives up in its own words; memblock since 5.1.
     list_pages_by_bootmem: bool
     cleanup: CleanupRules
@@ -160,6 +164,7 @@ V4_1: Final = LinuxRules(
     set_pte_hypercall=False,
     marks_pinned_first=True,
     hotplug_limit_gib=512,
+    dies_beyond_tools_tree=True,
     list_pages_by_bootmem=True,
     cleanup=CleanupRules(
         skip_empty_entries=False,
@@ -183,6 +188,7 @@ V4_3: Final = replace(
     check_conflicts=True,
     count_remap_first=True,
     reserve_special_pages=True,
+    dies_beyond_tools_tree=False,
     cleanup=replace(SEED.cleanup, clear_table_entries=True, unpin_relocated=True),
 )
 
@@ -216,6 +222,7 @@ V6_1: Final = LinuxRules(
     set_pte_hypercall=True,
     marks_pinned_first=False,
     hotplug_limit_gib=512,
+    dies_beyond_tools_tree=False,
     list_pages_by_bootmem=False,
     cleanup=CleanupRules(
         skip_empty_entries=True,

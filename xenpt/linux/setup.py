@@ -30,6 +30,7 @@ from xenpt.linux.e820 import (
     find_pfn_range,
     flat_map,
     holes,
+    ignore_unusable,
     ram_regions,
     sanitize,
 )
@@ -50,16 +51,18 @@ def memory_setup(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]:
     """Make Linux's memory map: find holes, move frames out of them, reserve what is in use.
 
     An empty `state.e820` stands for the flat map of an initial domain, and for no map (-ENOSYS)
-    of an unprivileged one.
+    of an unprivileged one. The initial domain takes what the host calls unusable for RAM: Xen has
+    RAM there in its pfns (xen_ignore_unusable()).
 
     :raises LinuxPanic: something that Xen put into a hole cannot be moved
     """
     rules = state.rules
     limit = state.page_limit
     max_pfn = min(limit, state.nr_pages)
-    e820 = state.e820 or flat_map(
-        (max_pfn << PAGE_SHIFT) + (0 if state.initial_domain else DOMU_SLACK_BYTES)
-    )
+    if state.initial_domain:
+        e820 = ignore_unusable(state.e820) or flat_map(state.nr_pages << PAGE_SHIFT)
+    else:
+        e820 = state.e820 or flat_map((max_pfn << PAGE_SHIFT) + DOMU_SLACK_BYTES)
     if rules.low_ram_bytes:
         e820 = (*e820, E820Entry(rules.low_ram_bytes, ISA_END_ADDRESS, RESERVED))
     e820 = sanitize(e820)
@@ -183,7 +186,9 @@ def _move_out_of_holes(state: BootState, hc: Hypercalls) -> tuple[BootState, int
     for start, end in holes(state.e820):
         state, remap_pfn, nr = _treat_hole(state, hc, start, end, remap_pfn or state.max_pfn)
         moved += nr
-    return state, moved
+    map_end = state.e820[-1].end >> PAGE_SHIFT
+    behind = state.identity.add(map_end, round_up(state.nr_pages, PAGE_SIZE // 8))
+    return replace(state, identity=behind), moved
 
 
 def _treat_hole(
