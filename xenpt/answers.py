@@ -38,7 +38,8 @@ from xenpt.units import pages, parse_size
 from xenpt.xen import build
 from xenpt.xen.dom0 import Domain, setup_pv_physmap
 
-YES, NO = 0, 1  # exit statuses
+YES, NO, UNANSWERED = 0, 1, 2  # exit statuses
+BOOT_STATUS = {"boots": YES, "panics": NO, "unknown": UNANSWERED}
 FOUNDING_SIZE = "600G"
 SWEEP_SIZES = ("64G", "512G", "600G", "1T", "4T", "12T")
 #: Who builds a guest, with the largest leaf that each uses for the P->M list.
@@ -51,7 +52,7 @@ class Answer:
 
     :ivar data: its JSON object
     :ivar report: the same for people
-    :ivar status: exit status, YES or NO
+    :ivar status: exit status, YES, NO or UNANSWERED
     :ivar contents: the output itself, in a format that only this command has
     :ivar written: to be called when the output is complete
     """
@@ -96,7 +97,7 @@ def boot(options: Namespace) -> Answer:
         seconds = perf_counter() - begin
         data["streamed"] = None if streamed is None else asdict(streamed)
         report += stream_report(streamed, seconds, options.threads)
-    return Answer(data, report, NO if booted.panic else YES)
+    return Answer(data, report, BOOT_STATUS[booted.verdict])
 
 
 def cleanup(options: Namespace) -> Answer:
@@ -227,6 +228,7 @@ def _panicked_boot(planned: Plan) -> dict[str, Any]:
     return {
         "verdict": "panics",
         "panic": planned.panic,
+        "not_modelled": None,
         "plan": planned.as_dict(),
         "stages": [],
         "cleanup": None,

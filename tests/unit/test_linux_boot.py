@@ -7,11 +7,10 @@ import pytest
 
 from xenpt.cost import HYPERCALL_TYPES
 from xenpt.domuplan import plan_domu
-from xenpt.errors import PanicError
+from xenpt.errors import PanicError, UsageError
 from xenpt.inputs.config import Host, Ram
 from xenpt.inputs.kernel import default_kernel
-from xenpt.linux import PROFILES, SEED, V4_1, V4_3, V6_1, V6_12, Boot, Stage
-from xenpt.linux.state import NotModelled
+from xenpt.linux import PROFILES, SEED, V4_1, V4_3, V6_1, V6_12, Boot, Stage, free_initial_p2m
 from xenpt.plan import plan_dom0
 from xenpt.xen.dom0 import Domain, build
 from xenpt.xen.domu import build_domu
@@ -223,7 +222,8 @@ def test_dom0_takes_unusable_memory_of_the_host_for_ram(rules):
 def test_a_boot_is_json_ready_and_its_counts_add_up():
     boot = Boot(domain(GIB)).run()
     shown = boot.as_dict()
-    keys = ["verdict", "panic", "plan", "stages", "cleanup", "memblock", "beyond", "warnings"]
+    keys = ["verdict", "panic", "not_modelled", "plan", "stages", "cleanup", "memblock"]
+    keys += ["beyond", "warnings"]
     assert list(shown) == keys
     assert shown["verdict"] == "boots"
     assert set(shown["memblock"]) == {"setup", "cleanup"}
@@ -342,5 +342,71 @@ def test_a_list_that_is_larger_than_what_linux_uses_cannot_be_copied(rules, text
 def test_struct_pages_without_room_are_no_panic_of_linux(rules):
     # All but the first 160 MiB lies behind 4 GiB and is not there before remap_memory().
     e820 = [Ram(0, 160 << 20), Ram(4 << 30, 20 << 30)]
-    with pytest.raises(NotModelled, match="struct pages of 82 sections"):
-        Boot(domain(GIB), rules=rules, e820=e820).run()
+    boot = Boot(domain(GIB), rules=rules, e820=e820).run()
+    assert boot.verdict == "unknown"
+    assert "struct pages of 82 sections" in boot.not_modelled
+    assert boot.results[-1].name == Stage.INIT_MEM_MAPPING.value
+    assert len(boot.run().results) == 3
+
+
+NO_NOTE = replace(default_kernel(), init_p2m=None)
+
+
+@pytest.mark.parametrize("rules", PROFILES.values(), ids=PROFILES)
+@pytest.mark.parametrize(
+    "nr_pages, stage, text",
+    [
+        (256 * GIB, None, None),
+        (243195 * 512, None, "set_page_prot_flags()"),
+        (243193 * 512, Stage.MEMORY_SETUP, "pin_pagetable_pfn()"),
+        (600 * GIB, None, "set_page_prot_flags()"),
+    ],
+    ids=["inside", "L2 is behind", "L1s are behind", "all is behind"],
+)
+def test_linux_keeps_the_first_gib_of_xens_mapping_only(rules, nr_pages, stage, text):
+    """SPEC F2d: with the list inside, a toolstack's guest may have more (dom0's chunk may not).
+
+    Kernel to pfn 0x4a00, list, three pages, then L4, L3, L2, L2, L1s: at 243193 pages of list the
+    first L1 table is pfn 0x4a00 + 243193 + 3 + 4 = 2^18; two pages more, and the first L2 is there.
+    """
+    boot = Boot(build_domu(plan_domu(NO_NOTE, Host(), nr_pages=nr_pages)), rules=rules).run()
+    if text is None:
+        assert boot.verdict == "boots"
+        return
+    assert boot.panic.startswith(f"kernel BUG in {text}")
+    assert [result.name for result in boot.results][-1:] == ([stage.value] if stage else [])
+
+
+def test_a_list_in_the_kernels_own_l4_slot_is_not_taken_over():
+    """SPEC F2e: slots 0 and 511 are not copied."""
+    boot = Boot(domain(GIB, init_p2m=511 << 39 | 0xFFFF << 48)).run()
+    assert (boot.panic, boot.results) == ("Hardware Dom0 halted: halting machine", [])
+
+
+@pytest.mark.parametrize("rules", [V4_1, SEED])
+def test_an_auto_translated_guest_takes_over_tables_without_hypercalls(rules):
+    """SPEC F2j: Xen's root page goes back all the same; the map is taken as it is."""
+    rules = replace(rules, auto_translated=True)
+    e820 = [Ram(0, 0x9F000), Ram(1 << 20, 1 << 30), Ram(4 << 30, 5 << 30)]
+    kernel = {"init_p2m": None} if rules.name == "v4.1" else {}
+    boot = Boot(domain(GIB, **kernel), rules=rules, e820=e820).run()
+    assert [(r.name, r.cost.hypercalls) for r in boot.results] == [
+        ("setup_kernel_pagetable", 0),
+        ("memory_setup", 1),
+    ]
+    state = boot.state
+    assert state.memblock.memory.ranges == ((4096, 0x9F000), (1 << 20, 1 << 30), (4 << 30, 5 << 30))
+    assert (state.remaps, len(state.identity.ranges), state.max_pfn) == ((), 0, 5 * GIB)
+    first = 0x4A00000 if kernel else 0x8000000  # list: 2 MiB of it, with two tables outside
+    nr = 512 if kernel else 514
+    assert state.memblock.reserved.clip(first, first + (nr << 12)).size == nr << 12
+    assert boot.verdict == "unknown"
+    assert "auto-translated" in boot.not_modelled
+    with pytest.raises(UsageError, match="nothing to free"):
+        free_initial_p2m(boot.domain, rules=rules)
+
+
+def test_later_profiles_are_not_modelled_as_auto_translated_guests():
+    for rules in (V4_3, V6_1):
+        with pytest.raises(UsageError, match="auto-translated"):
+            Boot(domain(GIB), rules=replace(rules, auto_translated=True))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from xenpt.abi import ENTRIES, PAGE_SHIFT, START_KERNEL_MAP, pfn_up, round_up, table_slot
+from xenpt.abi import ENTRIES, PAGE_SHIFT, PAGE_SIZE, pfn_up, round_up, table_slot
 from xenpt.linux.cleanup import Cleanup, highmap_ranges
 from xenpt.linux.e820 import UNUSABLE, holes, in_one_ram_entry
 from xenpt.linux.memblock import Range, Regions
@@ -55,6 +55,18 @@ def bugs_met(seen: Seen) -> list[Bug]:
     return [bug for find in _FINDERS for bug in find(seen)]
 
 
+def _base_of_tables(seen: Seen) -> Iterator[Bug]:
+    """H1: an old Xen names a table that is not the first."""
+    plan = seen.state.domain.plan
+    nr = (int(plan.pt_base) - int(plan.page_tables[0])) // PAGE_SIZE
+    if nr and seen.state.max_pfn_mapped:
+        held = "and Linux finds the first by itself"
+        if not seen.state.rules.find_pt_base:
+            held = f"so that Linux reserves {nr} pages more than there are"
+        text = f"start_info's pt_base is {nr} pages behind the first page table, {held}"
+        yield Bug("H1", text, "Xen 4.2.1 and 4.3 (7a9d764630)")
+
+
 def _taken_from_use(seen: Seen) -> Iterator[Bug]:
     """H3: frames in holes move to other pfns or go back to Xen, and nobody looks who uses them."""
     state = seen.state
@@ -89,7 +101,7 @@ def _list_found_free(seen: Seen) -> Iterator[Bug]:
 def _moved_into_brk(seen: Seen) -> Iterator[Bug]:
     """The brk area is not reserved yet when room is looked for."""
     state = seen.state
-    brk = tuple((end - START_KERNEL_MAP) >> PAGE_SHIFT for end in (state.brk_start, state.brk_end))
+    brk = state.pfn(state.brk_start), state.pfn(state.brk_end)
     moved = {}
     if state.initial_list.vaddr != state.domain.plan.mfn_list:
         moved["P->M list"] = state.p2m_frames
@@ -166,7 +178,7 @@ def _stale_slots(seen: Seen) -> Iterator[Bug]:
     """H7: Xen's mapping goes on for up to 4.5 MiB behind the tables, what is cleaned does not."""
     if seen.cleanup is None or seen.state.list_outside:
         return
-    last = round_up(seen.state.brk_end - START_KERNEL_MAP, PMD_SIZE) // PMD_SIZE
+    last = round_up(seen.state.paddr(seen.state.brk_end), PMD_SIZE) // PMD_SIZE
     stale = seen.state.highmap.clip(last, ENTRIES).size
     if stale:
         text = f"{stale} stale entries of 2 MiB stay mapped behind the kernel, where modules go"
@@ -198,10 +210,10 @@ def _leaked(seen: Seen) -> Iterator[Bug]:
 
 def _kernel(state: BootState) -> Range:
     end = int(state.domain.plan.image.virt_kend)
-    return (state.text - START_KERNEL_MAP) >> PAGE_SHIFT, pfn_up(end - START_KERNEL_MAP)
+    return state.pfn(state.text), pfn_up(state.paddr(end))
 
 
 _FINDERS: tuple[Callable[[Seen], Iterator[Bug]], ...] = (
-    _taken_from_use, _list_found_free, _moved_into_brk, _brk_in_a_hole, _unusable, _released,
-    _highmap_overrun, _stale_slots, _pinned_walk, _leaked,
+    _base_of_tables, _taken_from_use, _list_found_free, _moved_into_brk, _brk_in_a_hole, _unusable,
+    _released, _highmap_overrun, _stale_slots, _pinned_walk, _leaked,
 )  # fmt: skip

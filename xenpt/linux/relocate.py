@@ -18,7 +18,6 @@ from xenpt.abi import (
     PAGE_SHIFT,
     PAGE_SIZE,
     PTE_RW,
-    START_KERNEL_MAP,
     TABLE_PROT,
     pfn_up,
 )
@@ -38,7 +37,7 @@ from xenpt.linux.state import (
 )
 from xenpt.xen.hypercalls import Hypercalls
 
-_CONFLICT = "Xen hypervisor allocated {} memory conflicts with E820 map"
+_CONFLICT = "Xen hypervisor allocated {} conflicts with E820 map"
 _NO_AREA = "Can't find new memory area for {} needed due to E820 map conflict"
 EARLY_SLOT_PAGES = 64  # NR_FIX_BTMAPS: pages of one early_memremap()
 
@@ -55,8 +54,8 @@ def resolve_conflicts(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost
     end = int(state.domain.plan.image.virt_kend)
     if not state.rules.check_brk:
         end = state.symbol("__bss_stop") or end
-    _check(state, (state.text - START_KERNEL_MAP, end - START_KERNEL_MAP), "kernel")
-    _check(state, _bytes(state.pt_pfns), "page table")
+    _check(state, (state.paddr(state.text), state.paddr(end)), "kernel memory")
+    _check(state, _bytes(state.pt_pfns), "page table memory")
     state, cost = _reserve_list(state, hc)
     if state.initrd and not in_one_ram_entry(state.e820, *state.initrd):
         state, moved = _move_initrd(state, hc, state.initrd)
@@ -92,8 +91,12 @@ def _reserve_list(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]:
     """xen_reserve_xen_mfnlist(): reserve the list where it is, or move it.
 
     v4.3 looks for room before it reserves: the old list may be found to be free (SPEC H12).
+
+    :raises LinuxPanic: there is no room, or it is a 32-bit Linux, which moves no list
     """
     used = _bytes(state.p2m_frames)
+    if state.bits == 32:
+        _check(state, used, "p2m list")
     if in_one_ram_entry(state.e820, *used):
         return _reserve(state, used), Cost()
     if state.rules.reserve_before_search:

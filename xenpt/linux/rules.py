@@ -70,6 +70,14 @@ class LinuxRules:
     page_offset: int  # __PAGE_OFFSET of the 4-level layout
     vmalloc_start: int
     vmemmap_start: int
+    # CONFIG_X86_32 with Xen PV, removed in 5.9; v4.3 then looks for the first of Xen's page tables,
+    # and does not take start_info's word for it (xen_find_pt_base(), SPEC H1).
+    bits_32: bool
+    find_pt_base: bool
+    # XENFEAT_auto_translated_physmap, which Xen 4.4 to 4.10 reported to PVH guests alone (version 1
+    # of PVH): page tables hold pfns, and there is no P->M list. Modelled for 4.1 and the mail.
+    auto_translated: bool
+    asks_auto_translated: bool
     # xen_setup_kernel_pagetable()
     ro_tables: tuple[tuple[str, int], ...]
     # v6.1 makes level3_user_vsyscall read-only behind the unpin and pins it on its own (5.10
@@ -139,6 +147,10 @@ V4_1: Final = LinuxRules(
     page_offset=0xFFFF_8800_0000_0000,
     vmalloc_start=0xFFFF_C900_0000_0000,
     vmemmap_start=0xFFFF_EA00_0000_0000,
+    bits_32=True,
+    find_pt_base=False,
+    auto_translated=False,
+    asks_auto_translated=True,
     ro_tables=_RO_TABLES_V4_1,
     pin_user_vsyscall=False,
     nx_ident_map=False,
@@ -183,6 +195,8 @@ SEED: Final = replace(V4_1, name="seed", graft_initial_p2m=True, ro_initial_p2m=
 V4_3: Final = replace(
     SEED,
     name="v4.3",
+    find_pt_base=True,
+    asks_auto_translated=False,
     page_limit=1 << 34,
     domu_page_limit=512 * GIB_PAGES,
     check_conflicts=True,
@@ -197,6 +211,10 @@ V6_1: Final = LinuxRules(
     page_offset=0xFFFF_8880_0000_0000,
     vmalloc_start=0xFFFF_C900_0000_0000,
     vmemmap_start=0xFFFF_EA00_0000_0000,
+    bits_32=False,
+    find_pt_base=True,
+    auto_translated=False,
+    asks_auto_translated=False,
     ro_tables=_RO_TABLES_V6_1,
     pin_user_vsyscall=True,
     nx_ident_map=True,

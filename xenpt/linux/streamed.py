@@ -46,7 +46,7 @@ def stream_boot(
         e820=boot.state.e820,
         max_reservation=boot.state.max_reservation,
     ).run_to(Stage.INIT_MEM_MAPPING)
-    if fresh.panic:
+    if fresh.verdict != "boots":
         return None
     domain = boot.domain
     read_only = [(start, end) for start, end in fresh.state.ro_frames]
