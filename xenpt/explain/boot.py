@@ -16,7 +16,7 @@ from xenpt.explain.panics import panic_agrees, xen_ends
 from xenpt.explain.xenlines import xen_checks
 from xenpt.inputs.bootlog import Boot
 from xenpt.inputs.kernel import default_kernel
-from xenpt.linux.state import LinuxPanic
+from xenpt.linux.state import LinuxPanic, NotModelled
 from xenpt.plan import Plan
 from xenpt.units import format_address, format_pages
 
@@ -97,9 +97,9 @@ def best_setting(boot: Boot, inputs: Inputs) -> tuple[Setting, Memory | None, st
             memory, panic = predict(plan, machine, inputs.max_pages, setting), None
         except LinuxPanic as error:
             memory, panic = None, str(error)
-        except MappingError:  # a list where no list can be: a garbled line
+        except (MappingError, NotModelled):  # a list where no list can be: a garbled line
             memory, panic = None, None
-        wrong = 1000
+        wrong = 1000 if panic is None or boot.has("e820_conflict") else 1001
         if memory is not None:
             wrong = sum(not check.agrees for check in linux_checks(boot, memory, setting))
         if best is None or wrong < best[0]:

@@ -8,7 +8,10 @@ from xenpt.plan import Plan
 from xenpt.units import format_size
 
 L4_SLOT = 1 << 39
-_NOT_ENOUGH = "Xen's e820 map and its command line are not both in the log: no prediction."
+_NOT_ENOUGH = (
+    "No prediction: Xen's e820 map or its command line is not in the log, or Linux does here what "
+    "is not modelled."
+)
 OTHER_ENDS = ("kernel_bug", "kernel_panic", "dom0_ended")
 PAST_LIST_SETUP = ("p2m_area", "remapped", "list_freed", "ramdisk_used", "memory_available")
 

@@ -12,8 +12,9 @@ from xenpt.linux.memblock import Regions
 RAM = "usable"
 RESERVED = "reserved"
 UNUSABLE = "unusable"
+NVS = "ACPI NVS"
 #: Where entries overlap the last of these wins, like the highest type number does in Linux.
-_PRECEDENCE = (RAM, RESERVED, "ACPI data", "ACPI NVS", UNUSABLE)
+_PRECEDENCE = (RAM, RESERVED, "ACPI data", NVS, UNUSABLE)
 
 E820 = tuple[E820Entry, ...]
 

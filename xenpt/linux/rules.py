@@ -96,6 +96,9 @@ class LinuxRules:
     check_conflicts: bool
     # The kernel's end in that check: _end, or without it __bss_stop, before the brk area (H15).
     check_brk: bool
+    # ACPI NVS memory in the place of kernel or tables is exchanged for RAM behind dom0's
+    # (be35d91c8880, 6.12); the kernel of 6.1.192 has no such text.
+    moves_nvs: bool
     # xen_count_remap_pages() raises the limit by what will move; before, what was moved is added.
     count_remap_first: bool
     # xen_reserve_xen_mfnlist() of v6.1 reserves a list before it looks for room for it elsewhere;
@@ -160,6 +163,7 @@ V4_1: Final = LinuxRules(
     domu_page_limit=500 * GIB_PAGES,
     check_conflicts=False,
     check_brk=False,
+    moves_nvs=False,
     count_remap_first=False,
     reserve_before_search=False,
     reserve_special_pages=False,
@@ -224,6 +228,7 @@ V6_1: Final = LinuxRules(
     domu_page_limit=512 * GIB_PAGES,
     check_conflicts=True,
     check_brk=True,
+    moves_nvs=False,
     count_remap_first=True,
     reserve_before_search=True,
     reserve_special_pages=True,
@@ -253,7 +258,7 @@ V6_1: Final = LinuxRules(
     ),
 )
 
-V6_12: Final = replace(V6_1, name="v6.12", low_ram_bytes=0x80000, saved_dirty=True)
+V6_12: Final = replace(V6_1, name="v6.12", low_ram_bytes=0x80000, saved_dirty=True, moves_nvs=True)
 
 PROFILES: Final = {rules.name: rules for rules in (V4_1, SEED, V4_3, V6_1, V6_12)}
 MAINLINE: Final = V6_1
