@@ -154,3 +154,13 @@ def test_warnings_are_in_the_json_object(rules):
             "fix": "none is known",
         }
     ]
+
+
+def test_a_list_that_ends_with_the_first_gib_is_cleaned_beyond_its_table():
+    """SPEC H6: 473 GiB are 946 MiB of list; tables from 0x3fc01000 on, rounded up to 4 MiB.
+
+    Both ends are included: slots 510 to 512, of 0 to 511.
+    """
+    text = "xen_cleanhighmap() walks 1 entries past level2_kernel_pgt"
+    assert bugs(473 * GIB, V4_1, init_p2m=None)["H6"] == text
+    assert "H6" not in bugs(473 * GIB, V6_1, init_p2m=None)

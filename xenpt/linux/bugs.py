@@ -17,7 +17,7 @@ from xenpt.linux.setup import memory_setup
 from xenpt.linux.state import PMD_SIZE, BootState
 from xenpt.xen.hypercalls import Hypercalls
 
-_SERIES = "Linux 4.3, by later patches of the series of 8f5b0c639872"
+_SERIES = 'Linux 4.3: 808fdb71936c to "xen: move p2m list if conflicting with e820 map"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,11 @@ def _brk_in_a_hole(seen: Seen) -> Iterator[Bug]:
     whole = tuple(pfn << PAGE_SHIFT for pfn in _kernel(state))
     if not in_one_ram_entry(state.e820, *whole):
         text = "the brk area lies in a hole of the E820 map, and the check does not see it"
-        yield Bug("H15", text, 'Linux 6.1.y: "use correct end address of kernel"')
+        yield Bug(
+            "H15",
+            text,
+            'Linux 6.12 and 6.1.y: fac1bceeeb04 ("xen: use correct end address of kernel ...")',
+        )
 
 
 def _unusable(seen: Seen) -> Iterator[Bug]:
@@ -134,7 +138,11 @@ def _unusable(seen: Seen) -> Iterator[Bug]:
     nr = sum(e.end - e.start for e in state.linux_e820 if e.type == UNUSABLE) - given
     if nr > 0:
         text = f"{nr >> PAGE_SHIFT:,} pages of the host's RAM are marked as unusable"
-        yield Bug("H13", text, "later releases drop such RAM from the map (seen in 6.1)")
+        yield Bug(
+            "H13",
+            text,
+            '"x86/xen: discard RAM regions above the maximum reservation" (seen in 6.1)',
+        )
 
 
 def _released(seen: Seen) -> Iterator[Bug]:
@@ -154,7 +162,9 @@ def _released(seen: Seen) -> Iterator[Bug]:
     nr = seen.memory_ops - hc.by_type["memory_op"]
     if nr > 0:
         text = f"{nr:,} pages of holes are given back to Xen, and not moved"
-        yield Bug("H14", text, "Linux 4.12 (seen) compares with <= in xen_find_pfn_range()")
+        yield Bug(
+            "H14", text, "Linux 4.9 (seen in 4.9.227) compares with <= in xen_find_pfn_range()"
+        )
 
 
 def _highmap_overrun(seen: Seen) -> Iterator[Bug]:

@@ -114,7 +114,7 @@ class LinuxRules:
     drop_excess_ram: bool
     # A hole's pages below max_pfn_mapped: mapped to the same machine page, later unmapped.
     map_holes_identity: bool
-    # xen_find_pfn_range(): <= since v4.12, < before (SPEC H14).
+    # xen_find_pfn_range(): <= in v4.9.227 and later, < before (SPEC H14).
     pfn_range_inclusive: bool
     # mm/init.c, init_mem_mapping()
     pgt_buf_pages: int  # INIT_PGT_BUF_SIZE: tables from the brk area
@@ -138,7 +138,7 @@ class LinuxRules:
     hotplug_limit_gib: int
     # alloc_p2m(): whoever gives a P->M page of its own to a pfn asks for its place in the tree for
     # Xen's tools, which ends at 2^27 pages, and dies beyond; v4.3 asks below that alone
-    # ("xen: allow more than 512 GB of RAM for 64 bit pv-domains").
+    # (c70727a5bc18, "xen: allow more than 512 GB of RAM for 64 bit pv-domains").
     dies_beyond_tools_tree: bool
     # alloc_p2m_page() asks bootmem, which gives up in its own words; memblock since 5.1.
     list_pages_by_bootmem: bool
