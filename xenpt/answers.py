@@ -38,7 +38,8 @@ from xenpt.units import pages, parse_size
 from xenpt.xen import build
 from xenpt.xen.dom0 import Domain, setup_pv_physmap
 
-YES, NO = 0, 1  # exit statuses
+YES, NO, UNANSWERED = 0, 1, 2  # exit statuses
+BOOT_STATUS = {"boots": YES, "panics": NO, "unknown": UNANSWERED}
 FOUNDING_SIZE = "600G"
 MAX_THREADS = 256
 SWEEP_SIZES = ("64G", "512G", "600G", "1T", "4T", "12T")
@@ -52,7 +53,7 @@ class Answer:
 
     :ivar data: its JSON object
     :ivar report: the same for people
-    :ivar status: exit status, YES or NO
+    :ivar status: exit status, YES, NO or UNANSWERED
     :ivar contents: the output itself, in a format that only this command has
     :ivar written: to be called when the output is complete
     """
@@ -102,7 +103,7 @@ def boot(options: Namespace) -> Answer:
                 )
         data[key] = None if words is None else asdict(words)
         report += words_report(key, words, perf_counter() - begin, options.threads)
-    return Answer(data, report, NO if booted.panic else YES)
+    return Answer(data, report, BOOT_STATUS[booted.verdict])
 
 
 def cleanup(options: Namespace) -> Answer:
@@ -233,6 +234,7 @@ def _panicked_boot(planned: Plan) -> dict[str, Any]:
     return {
         "verdict": "panics",
         "panic": planned.panic,
+        "not_modelled": None,
         "plan": planned.as_dict(),
         "stages": [],
         "cleanup": None,

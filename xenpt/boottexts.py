@@ -32,10 +32,12 @@ def panic_report(plan: Plan, profile: str, panic: str | None = None) -> Report:
 def boot_report(boot: Boot, beyond: Iterable[dict[str, Any]]) -> Report:
     """Verdict, the stages with what they cost, and the limits that they pass."""
     plan = boot.domain.plan
-    style = BAD if boot.panic else GOOD
+    style = GOOD if boot.verdict == "boots" else BAD
     report: Report = [Line(f"{boot.verdict}: {_guest(plan, boot.rules.name)}", style), Line()]
     if boot.panic:
         report += [Prose(boot.panic, BAD), Line()]
+    if boot.not_modelled:
+        report += [Prose(f"No verdict: {boot.not_modelled}.", BAD), Line()]
     report.append(_stage_table(boot))
     if boot.cleanup is not None:
         cost = boot.cleanup.cost

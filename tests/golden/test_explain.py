@@ -7,6 +7,7 @@ from functools import cache
 import goldendata
 import pytest
 
+from xenpt.errors import InputError
 from xenpt.explain import explain
 from xenpt.inputs.bootlog import parse_boots
 
@@ -169,6 +170,43 @@ def test_a_changed_number_is_a_difference_of_its_line_and_of_no_other(what):
         assert not boot.agrees
         compared += 1
     assert compared == NR_LOGS[what]
+
+
+#: What consoles, syslog and terminals do to every line of a log.
+SHAPES = {
+    "CRLF": "{}\r",
+    "colours": "\x1b[0;32m{}\x1b[0m",
+    "stamps of syslog": "2026-11-23T22:00:00.123456+00:00 host xen[12]: {}",
+    "stamps of a terminal": "[2021-05-04 10:11:12] {}",
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_what_a_console_does_to_the_lines_changes_no_check(shape):
+    for folder, name in LOGS[::4]:
+        lines = log_lines(folder, name)
+        plain, shaped = explained(lines), explained([shape.format(line) for line in lines])
+        assert shaped.checks == plain.checks, name
+        assert [end.predicted for end in shaped.ends] == [end.predicted for end in plain.ends]
+
+
+@pytest.mark.parametrize("side", ["head", "tail"])
+def test_a_log_that_lost_its_head_or_its_tail_has_no_difference(side):
+    """`xl dmesg` and dmesg are rings: what is left agrees, and what is gone is not guessed.
+
+    Cut in four places of each log, which fall into the middle of lines.
+    """
+    explained_boots = 0
+    for turn, (folder, name) in enumerate(LOGS):
+        text = "\n".join(log_lines(folder, name))
+        for at in range(1 + turn, len(text), len(text) // 4):
+            try:
+                boots = explain(parse_boots(text[:at] if side == "tail" else text[at:]))
+            except InputError:  # too little is left
+                continue
+            assert all(boot.agrees for boot in boots), (name, at)
+            explained_boots += len(boots)
+    assert explained_boots >= 2 * len(LOGS)
 
 
 def printed(record):

@@ -12,7 +12,7 @@ RANGE = (0x8000000000, 0x8000200000)
 
 
 def boot(*lines):
-    [found] = parse_boots("\n".join(lines))
+    [found] = parse_boots("".join(f"{line}\n" for line in lines))
     return found
 
 
@@ -76,6 +76,7 @@ def test_a_reboot_begins_another_boot_and_dmesg_belongs_to_the_xen_before_it():
                 "[    0.000000] Linux version 6.12.1 (gcc)",
                 "[    0.000000] Linux version 6.1.0 (gcc)",
                 "[    0.000000] Remapped 97 page(s)",
+                "",
             ]
         )
     )
@@ -178,3 +179,13 @@ def test_a_file_that_is_not_there_is_refused_by_name(tmp_path):
     log = tmp_path / "log"
     log.write_bytes(f"(XEN) {BANNER}\r\n(XEN) {P2M}\r\n\xff\xfe".encode("latin-1"))
     assert read_boots(log)[0].has("p2m")
+
+
+def test_a_last_line_that_does_not_end_may_be_cut_off():
+    """0x40061 may have been 0x400610: its line is told apart, and what it says is no fact."""
+    [found] = parse_boots(f"(XEN) {BANNER}\nlast_pfn = 0x40061 max_arch_pfn = 0x400000000")
+    assert not found.has("last_pfn")
+    assert [fact.line for fact in found.damaged] == [2]
+    [ended] = parse_boots(f"(XEN) {BANNER}\nlast_pfn = 0x40061 max_arch_pfn = 0x400000000\n")
+    assert ended.has("last_pfn")
+    assert not ended.damaged

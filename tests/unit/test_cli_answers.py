@@ -141,15 +141,19 @@ def test_unknown_profile_is_one_line(capsys, command):
 
 @pytest.mark.parametrize("command", ["boot", "cleanup"])
 @pytest.mark.parametrize(
-    "facts", [{"bits": 32, "pae": "yes", "virt_base": 0xC0000000}, {"virt_base": 0x100000}]
+    "facts, text",
+    [
+        ({"bits": 32, "pae": "yes", "virt_base": 0xC0000000}, "has no 32-bit PV guests any more"),
+        ({"virt_base": 0x100000}, "is modelled as a 64-bit kernel from ffffffff80000000 on"),
+    ],
 )
-def test_kernel_that_is_no_64_bit_linux_is_one_line(capsys, tmp_path, command, facts):
+def test_kernel_that_is_no_64_bit_linux_is_one_line(capsys, tmp_path, command, facts, text):
     path = tmp_path / "kernel.json"
     path.write_text(json.dumps({"segments": [[0x1000000, 4096, 4096]], **facts}))
     assert cli.main(["plan", "1G", "--kernel", str(path), "-o", "/dev/null"]) == 0
     assert cli.main([command, "1G", "--kernel", str(path)]) == 2
     err = capsys.readouterr().err
-    assert err.startswith("xenpt: Linux v6.1 is modelled as a 64-bit kernel from ffffffff80000000")
+    assert err.startswith(f"xenpt: Linux v6.1 {text}")
     assert err.count("\n") == 1
 
 

@@ -40,6 +40,7 @@ LINUX = """\
 [    2.399217] Memory: 207956K/1048572K available (14343K kernel code)
 """
 WHOLE = HEAD + BLOCK + LINUX
+TOO_SMALL = "Domain 0 allocation is too small for kernel image"
 
 
 def explained(text):
@@ -233,6 +234,21 @@ def test_a_conflict_of_the_kernel_with_the_map():
     assert not explained(text).agrees  # it goes on, where it should not
 
 
+def test_acpi_nvs_memory_in_the_kernel_is_the_end_of_6_1_and_left_open_for_later_ones():
+    """RAM at 4 GiB can take its place since 6.12 (be35d91c8880); between, nobody knows."""
+    text = WHOLE.replace(
+        "(XEN)  [0000000000100000, 00000000bffdffff] (usable)\n",
+        "(XEN)  [0000000000100000, 0000000003ffffff] (usable)\n"
+        "(XEN)  [0000000004000000, 000000000400ffff] (ACPI NVS)\n"
+        "(XEN)  [0000000004010000, 00000000bffdffff] (usable)\n",
+    )
+    goes_on = "Linux goes on, where the model has it give up"
+    [end] = explained(text).ends
+    assert end.text.startswith(goes_on)
+    for version in ("6.6.100", "6.12.1"):
+        assert explained(text.replace("6.1.0-56-amd64", version)).ends == ()
+
+
 def test_a_list_in_two_slots_is_the_end_and_a_list_in_one_is_not():
     block = BLOCK.replace(
         "0000008000000000->0000008000200000", "000000ffffe00000->0000010000000000"
@@ -265,3 +281,49 @@ def test_without_its_version_xen_is_told_by_what_it_prints():
     older = explained(text.replace("ffffffff84a004b8", "ffffffff84a004b4"))
     assert older.agrees
     assert "what 4.11 does" in older.notes[0]
+
+
+# --- Logs that begin in the middle -------------------------------------------------------------
+
+
+def test_without_xens_command_line_nobody_knows_how_far_dom0_may_grow():
+    """The ring has lost it: with max:, RAM of Linux's map ends where the log cannot tell."""
+    text = WHOLE.replace("Command line: console=com1 dom0_mem=1G,max:1G", "(lost)")
+    found = explained(text)
+    assert found.agrees
+    assert "Xen's command line not in the log" in found.notes[-1]
+    assert not explained(text.replace("0x40061 max", "0x40062 max")).agrees  # its own map tells
+
+
+def test_an_e820_map_without_its_first_lines_is_none():
+    """Neither banner nor header of the map: what is left of it is not the machine's memory."""
+    tail = WHOLE[WHOLE.index("(XEN)  [0000000000100000") :]
+    found = explained(tail)
+    assert found.agrees
+    assert "Xen's e820 map and Xen's command line not in the log" in found.notes[-1]
+
+
+def test_the_image_is_known_from_what_lies_behind_it():
+    """The lines of the kernel are lost: start_info begins where the image ends."""
+    tail = BLOCK[BLOCK.index("(XEN)  Phys-Mach map") :]
+    found = {check.what: check for check in explained(tail).checks}
+    assert found["Start info"].given
+    assert not found["Page tables"].given
+    assert explained(tail.replace("84a", "84b")).agrees  # another kernel, 1 MiB longer
+    assert differing(tail.replace("84a2b000", "84a2c000")) == ["Boot stack"]
+
+
+def test_the_end_of_linux_is_not_predicted_without_xens_part():
+    lost = LINUX.partition("[    0.000000] Released")[0]
+    [end] = explained(BLOCK + lost + CONFLICT).ends
+    assert end.predicted is None
+    assert end.why[0].startswith("No prediction: Xen's e820 map or its command line")
+    [end] = explain(parse_boots(f"(XEN) Panic on CPU 0:\n(XEN) {TOO_SMALL}\n"))[0].ends
+    assert (end.predicted, end.why) == (None, ("No line says how large dom0 is.",))
+
+
+def test_a_log_that_ends_before_the_initrds_line_leaves_its_pages_open():
+    """8 MiB of initrd are 2048 of the pages that are not to be allocated any more."""
+    text = HEAD + BLOCK.partition("(XEN) VIRTUAL")[0].replace("229376", "227328")
+    assert explained(text).agrees
+    assert differing(text + "(XEN) VIRTUAL MEMORY ARRANGEMENT:\n") == ["Dom0 alloc."]

@@ -8,10 +8,10 @@ import pytest
 from xenpt.abi import PTE_RW
 from xenpt.errors import UsageError
 from xenpt.extents import expand
-from xenpt.inputs.config import Host
+from xenpt.inputs.config import Host, Ram
 from xenpt.inputs.kernel import default_kernel
-from xenpt.linux import PROFILES, V6_1, Boot, Stage
-from xenpt.linux.addressspace import address_space
+from xenpt.linux import PROFILES, V4_3, V6_1, Boot, Stage
+from xenpt.linux.addressspace import IDENTITY, address_space
 from xenpt.plan import plan_dom0
 from xenpt.xen.dom0 import build
 
@@ -84,3 +84,32 @@ def test_unknown_symbols_are_told():
     state = Boot(domain).run_to(Stage.SETUP_KERNEL_PAGETABLE).state
     with pytest.raises(UsageError, match="init_top_pgt is not known: give --system-map"):
         address_space(state)
+
+
+@pytest.mark.parametrize("rules", [V4_3, V6_1], ids=["v4.3", "v6.1"])
+def test_holes_are_mapped_as_they_are_where_xen_had_them_mapped(rules):
+    """Below 1 MiB in every generation; in Xen's mapping up to v4.3; at 3 GiB there is no table.
+
+    The hole at 0x4b00000 lies behind tables and stack, in the padding of Xen's mapping.
+    """
+    known = default_kernel()
+    symbols = known.symbols | {"init_level4_pgt": known.symbols["init_top_pgt"]}
+    hole = 0x4B00000
+    e820 = [
+        Ram(0, 0x9F000),
+        Ram(1 << 20, hole),
+        Ram(hole + 0x10000, 3 << 30),
+        Ram(4 << 30, 16 << 30),
+    ]
+    plan = plan_dom0(replace(known, symbols=symbols), Host(), nr_pages=8 * GIB)
+    boot = Boot(build(plan), rules=rules, e820=e820, max_reservation=8 * GIB)
+    mapping = address_space(boot.run_to(Stage.P2M_COPIED).state).mapping
+
+    def frame(pfn):
+        found = mapping.translate(rules.page_offset + (pfn << 12))
+        return None if found is None else found[0]
+
+    assert frame(0xA0) == IDENTITY + 0xA0
+    assert frame(hole >> 12) == (IDENTITY + (hole >> 12) if rules is V4_3 else None)
+    assert frame(3 * GIB) is None
+    assert frame(4 * GIB) == 4 * GIB

@@ -8,7 +8,7 @@ import pytest
 from xenpt.cli import main
 from xenpt.inputs.config import Host, Ram
 from xenpt.inputs.kernel import default_kernel
-from xenpt.linux import SEED, V4_1, V4_3, V6_1, Boot
+from xenpt.linux import SEED, V4_1, V4_3, V6_1, Boot, Stage
 from xenpt.plan import plan_dom0
 from xenpt.xen.dom0 import build
 
@@ -36,15 +36,39 @@ def test_a_list_off_the_2_mib_border_leaks():
     assert "H4" not in bugs(4 * GIB, V6_1, init_p2m=off)
 
 
-def test_holes_under_list_and_initrd_overwrite_them_on_the_seed():
+LOST = "lie in holes of the E820 map and lose their frames"
+
+
+def test_holes_under_list_and_initrd_take_their_frames_away_on_the_seed():
     """List at pfns [33000, 33514) behind an initrd of 232 pages; hole at [32768, 33024)."""
     e820 = [Ram(0, 0x8000000), Ram(0x8100000, 8 << 30)]
-    met = [bug.text for bug in boot(GIB, SEED, initrd=232 << 12, e820=e820).bugs]
-    assert met[:2] == [
-        "24 pages of the P->M list lie in holes of the E820 map and are overwritten",
-        "232 pages of the initrd lie in holes of the E820 map and are overwritten",
-    ]
+    seed = boot(GIB, SEED, initrd=232 << 12, e820=e820)
+    met = [bug.text.partition(":")[0] for bug in seed.bugs]
+    assert met[:2] == [f"24 pages of the P->M list {LOST}", f"232 pages of the initrd {LOST}"]
+    assert (seed.verdict, seed.beyond) == ("boots", [])  # a bug, and no limit that is passed
     assert "H3" not in bugs(GIB, V6_1, initrd=232 << 12, e820=e820)
+    behind = [Ram(0, 0x8800000), Ram(0x9000000, 8 << 30)]  # 514 pages at 0x8000000
+    assert "H3" not in bugs(GIB, SEED, e820=behind)
+
+
+@pytest.mark.parametrize("rules", [SEED, V4_1])
+def test_holes_under_kernel_and_tables_are_not_seen_before_v4_3(rules):
+    """Kernel pfns [0x1000, 0x4a00), tables [0x4a01, 0x4a2a); holes [0x1100, 0x1200), [0x4a10, ..).
+
+    No RAM is left to move to: the frames go back to Xen one by one, and are lost as well.
+    """
+    image = replace(default_kernel(), init_p2m=None) if rules is V4_1 else default_kernel()
+    tables = 0x4C01000 if rules is V4_1 else 0x4A01000  # a list of 1 GiB is 2 MiB, and start_info
+    e820 = [Ram(0, 0x1100000), Ram(0x1200000, tables + 0xF000), Ram(tables + 0x100000, 1 << 30)]
+    plan = plan_dom0(image, Host(), nr_pages=GIB)
+    assert plan.page_tables[0] & 0x7FFFFFFF == tables
+    left = Boot(build(plan), rules=rules, e820=e820, max_reservation=GIB)
+    met = [bug.text.partition(":")[0] for bug in left.run_to(Stage.MEMORY_SETUP).bugs]
+    nr_tables = plan.nr_pt_frames - 0xF
+    assert met[:2] == [
+        f"{nr_tables} pages of the page tables {LOST}",
+        f"256 pages of the kernel {LOST}",
+    ]
 
 
 def test_v4_3_may_move_the_list_over_itself():
@@ -130,3 +154,13 @@ def test_warnings_are_in_the_json_object(rules):
             "fix": "none is known",
         }
     ]
+
+
+def test_a_list_that_ends_with_the_first_gib_is_cleaned_beyond_its_table():
+    """SPEC H6: 473 GiB are 946 MiB of list; tables from 0x3fc01000 on, rounded up to 4 MiB.
+
+    Both ends are included: slots 510 to 512, of 0 to 511.
+    """
+    text = "xen_cleanhighmap() walks 1 entries past level2_kernel_pgt"
+    assert bugs(473 * GIB, V4_1, init_p2m=None)["H6"] == text
+    assert "H6" not in bugs(473 * GIB, V6_1, init_p2m=None)

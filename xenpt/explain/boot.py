@@ -16,7 +16,7 @@ from xenpt.explain.panics import panic_agrees, xen_ends
 from xenpt.explain.xenlines import xen_checks
 from xenpt.inputs.bootlog import Boot
 from xenpt.inputs.kernel import default_kernel
-from xenpt.linux.state import LinuxPanic
+from xenpt.linux.state import LinuxPanic, NotModelled
 from xenpt.plan import Plan
 from xenpt.units import format_address, format_pages
 
@@ -93,15 +93,16 @@ def best_setting(boot: Boot, inputs: Inputs) -> tuple[Setting, Memory | None, st
     plan, machine = inputs.plan, inputs.host.e820
     best: tuple[int, Setting, Memory | None, str | None] | None = None
     for setting in _settings(boot, inputs):
-        if plan is None or machine is None or not _is_modelled(boot, plan):
+        known = plan is not None and machine is not None and boot.has("xen_command_line")
+        if not known or not _is_modelled(boot, plan):
             return setting, None, None
         try:
             memory, panic = predict(plan, machine, inputs.max_pages, setting), None
         except LinuxPanic as error:
             memory, panic = None, str(error)
-        except MappingError:  # a list where no list can be: a garbled line
+        except (MappingError, NotModelled):  # a list where no list can be: a garbled line
             memory, panic = None, None
-        wrong = 1000
+        wrong = 1000 if panic is None or boot.has("e820_conflict") else 1001
         if memory is not None:
             wrong = sum(not check.agrees for check in linux_checks(boot, memory, setting))
         if best is None or wrong < best[0]:
@@ -119,7 +120,8 @@ def _is_modelled(boot: Boot, plan: Plan) -> bool:
 
 
 def _settings(boot: Boot, inputs: Inputs) -> Iterator[Setting]:
-    limit = next((mem_limit(str(fact.values[0])) for fact in boot.all("linux_command_line")), None)
+    options = [str(fact.values[0]) for fact in boot.all("linux_command_line")]
+    limit = mem_limit(options[-1]) if options else None  # Xen's own, cut off, may be the first
     large = inputs.plan is not None and inputs.plan.nr_pages >= LARGE_LIST
     leaves = ["1g", "2m"] if large else ["1g"]
     brk = boot.first("brk")
@@ -210,5 +212,8 @@ def _notes(boot: Boot, inputs: Inputs) -> Iterator[str]:
         same = asked.nr_pages == plan.nr_pages
         said = "as the lines say" if same else f"the lines say {plan.nr_pages}"
         yield f"{how} on this host: the model estimates {asked.nr_pages} pages, {said}."
-    if boot.has(*LINUX_KINDS) and inputs.host.e820 is None:
-        yield "Xen's e820 map is not in the log: Linux's memory was only compared with its own map."
+    lost = [] if inputs.host.e820 else ["Xen's e820 map"]
+    lost += [] if boot.has("xen_command_line") else ["Xen's command line"]
+    if boot.has(*LINUX_KINDS) and lost:
+        what = "its own map" if boot.has("linux_version") else "nothing: that begins earlier, too"
+        yield f"{' and '.join(lost)} not in the log: Linux's memory was only compared with {what}."

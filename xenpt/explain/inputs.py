@@ -88,7 +88,7 @@ def all_inputs(boot: Boot) -> Iterator[Inputs]:
         host = replace(known, xen=xen)
         images = _images(boot, base)
         for image in images.values:
-            kernel = _kernel(boot, base, image)
+            kernel = _kernel(boot, host, base, image)
             for initrd in initrds.values:
                 fixed = {"base": base, "image": image, "initrd": initrd}
                 evidence = {"base": bases, "image": images, "initrd": initrds}
@@ -139,7 +139,9 @@ def host_of(boot: Boot) -> Host:
 
 
 def machine_map(boot: Boot) -> tuple[Ram, ...] | None:
-    """Xen's own e820 map, None if the log has none, or one larger than Xen's."""
+    """Xen's own e820 map; None if the log has none, one larger than Xen's, or lost its start."""
+    if not boot.has("xen_version", "xen_map_header"):
+        return None
     entries = [
         Ram(start, end + (fact.kind == "xen_map"), str(fact.values[2]))
         for fact in boot.all("xen_map", "old_xen_map")
@@ -160,6 +162,8 @@ def dom0_mem(boot: Boot) -> tuple[str, Fact] | None:
 def _asked(
     boot: Boot, host: Host, kernel: Kernel, initrd_bytes: int | None
 ) -> tuple[Dom0Size | None, bool]:
+    if not boot.has("xen_command_line"):
+        return None, False
     option = dom0_mem(boot)
     text = option[0] if option else None
     era = era_of(host.xen)
@@ -231,18 +235,27 @@ def _images(boot: Boot, base: int) -> Evidence:
             found.add((first - base, paddr_end, first, last), kernel)
     if not found.values:
         start, end = default_kernel().paddr
-        found.add((start, end, base + start, base + end), None)
+        behind = _behind_image(boot, base)
+        if behind and behind.number() - base > start:
+            end = behind.number() - base
+        found.add((start, end, base + start, base + end), behind)
     return found
 
 
-def _kernel(boot: Boot, base: int, image: Image) -> Kernel:
+def _behind_image(boot: Boot, base: int) -> Fact | None:
+    """The line of what is next to the image, for logs that begin later than the image's own."""
+    list_line = boot.first("p2m")
+    return list_line if list_line and list_line.number() >= base else boot.first("start_info")
+
+
+def _kernel(boot: Boot, host: Host, base: int, image: Image) -> Kernel:
     fact, entry = boot.first("dom0_kernel"), boot.first("entry")
     start, end, virt_start, virt_end = image
     changes: dict[str, Any] = {"machine": natural_machine(_bits(boot))}
     for complaint in boot.all("complaint"):
         changes |= REFUSED_KERNEL.get(complaint.text, {})
         if complaint.text == NO_ELF:
-            has = era_of(host_of(boot).xen).payloads
+            has = era_of(host.xen).payloads
             changes["payload"] = next((name for name in PAYLOADS if name not in has), None)
     return Kernel(
         bits=_bits(boot),

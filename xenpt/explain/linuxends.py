@@ -8,6 +8,10 @@ from xenpt.plan import Plan
 from xenpt.units import format_size
 
 L4_SLOT = 1 << 39
+_NOT_ENOUGH = (
+    "No prediction: Xen's e820 map or its command line is not in the log, or Linux does here what "
+    "is not modelled."
+)
 OTHER_ENDS = ("kernel_bug", "kernel_panic", "dom0_ended")
 PAST_LIST_SETUP = ("p2m_area", "remapped", "list_freed", "ramdisk_used", "memory_available")
 
@@ -16,6 +20,9 @@ def linux_ends(boot: Boot, plan: Plan, memory: Memory | None, panic: str | None)
     """Linux's end, or one that the model predicts and the log does not have."""
     conflict, failed = boot.first("e820_conflict"), boot.first("mapping_failed")
     exception, other = boot.first("early_exception"), boot.first(*OTHER_ENDS)
+    unknown = memory is None and panic is None
+    if unknown and (fact := conflict or failed):
+        return [End(fact.line, fact.text, None, (_NOT_ENOUGH,))]
     if conflict:
         return [_conflict(conflict, panic)]
     if panic is not None:

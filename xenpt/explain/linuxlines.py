@@ -36,6 +36,8 @@ def map_only_checks(boot: Boot, limit: int | None) -> list[Check]:
 
     :param limit: bytes of mem=, or None
     """
+    if not boot.has("linux_version"):  # the log may begin in the middle of the map
+        return []
     usable = Regions.of((f.span[0], f.span[1] + 1) for f in map_facts(boot))
     memory = usable.remove(0, PAGE_SIZE)
     if limit is not None:

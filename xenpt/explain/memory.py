@@ -15,7 +15,7 @@ from xenpt.linux.e820 import holes, in_one_ram_entry
 from xenpt.linux.memblock import Memblock, Regions
 from xenpt.linux.pagetable import setup_kernel_pagetable
 from xenpt.linux.rules import V4_1, V4_3, V6_1, V6_12, LinuxRules
-from xenpt.linux.setup import REMAP_SIZE, memory_setup
+from xenpt.linux.setup import memory_setup, remap_size
 from xenpt.linux.state import BootState
 from xenpt.plan import Plan
 from xenpt.room import require_room
@@ -241,5 +241,6 @@ def _failing_pfn(state: BootState, setting: Setting) -> int | None:
     if setting.mem_limit is None or not state.remaps:
         return None
     last = state.remaps[-1]
-    pfn = last.target_pfn + (last.nr - 1) // REMAP_SIZE * REMAP_SIZE
+    size = remap_size(state)
+    pfn = last.target_pfn + (last.nr - 1) // size * size
     return pfn if pfn << PAGE_SHIFT >= setting.mem_limit else None

@@ -34,8 +34,10 @@ def xen_ends(boot: Boot, inputs: Inputs) -> list[End]:
         text = f"Xen goes on, where the model has it panic: {plan.panic}"
         return [End(survived.line, text, False, _reasons(boot, plan)[0])]
     text = str(fact.values[0])
-    if plan is None or not _is_of_builder(fact):
+    if not _is_of_builder(fact):
         return [End(fact.line, text, None, ("Not a panic of the dom0 builder.",))]
+    if plan is None:
+        return [End(fact.line, text, None, ("No line says how large dom0 is.",))]
     if agrees is None:
         host = f"The model builds {plan.nr_pages} pages if the host has them; it cannot know that."
         return [End(fact.line, text, None, (host,), "a smaller dom0_mem, or fewer large modules")]

@@ -75,11 +75,13 @@ def _physical_checks(boot: Boot, inputs: Inputs, plan: Plan) -> Iterator[Check]:
         size = 1 << (plan.alloc_order + PAGE_SHIFT)
         printed = fact.values[2] if isinstance(fact.values[2], int) else 0
         initrd = " and the initrd's" if plan.initrd_pages else ""
+        # A log that ends here may have lost the line of the initrd.
+        rest = plan.pages_to_be_allocated if boot.has("ramdisk", "virtual") else printed
         yield Check(
             fact.line,
             "Dom0 alloc.",
             span(start, end) + _rest(printed),
-            span(start, start + size) + _rest(plan.pages_to_be_allocated),
+            span(start, start + size) + _rest(rest),
             why=f"2^{plan.alloc_order} pages hold the initial mapping; of {plan.nr_pages} pages, "
             f"all but these{initrd} come later",
         )
@@ -100,11 +102,11 @@ def _rest(nr_pages: int) -> str:
 
 
 def _virtual_checks(boot: Boot, inputs: Inputs, plan: Plan) -> Iterator[Check]:
-    layout, list_input = plan.layout, "pages" if plan.list_outside else ""
+    layout, list_input = plan.layout, "pages" if plan.list_outside else "image"
     ranges = (
         ("kernel", "Loaded kernel", plan.kernel, "image"),
         ("p2m", "Phys-Mach map", plan.p2m, list_input),
-        ("start_info", "Start info", plan.start_info, ""),
+        ("start_info", "Start info", plan.start_info, "image"),
         ("xenstore", "Xenstore ring", layout.xenstore or (0, 0), ""),
         ("console", "Console ring", layout.console or (0, 0), ""),
         ("page_tables", "Page tables", plan.page_tables, ""),

@@ -3,7 +3,8 @@
 
 Reads `xl dmesg`, serial, dmesg, journal and mixed logs: timestamps of any style, syslog prefixes,
 CRLF and colour codes do not matter, nor does text glued in front of a line. Nothing is judged
-here; a line whose numbers are cut off is kept apart as damaged.
+here; a line whose numbers are cut off is kept apart as damaged, and so is a last line that does not
+end: who knows how it went on.
 """
 
 import re
@@ -99,6 +100,7 @@ PATTERNS: dict[str, tuple[str, str, str]] = {
     # Xen
     "xen_version": ("Xen version ", r"Xen version (\d+\.\d+\S*) ", "t"),
     "xen_command_line": ("Command line:", r"\(XEN\).*?Command line: ?(.*)", "t"),
+    "xen_map_header": ("RAM map:", r"\(XEN\).*RAM map:", ""),
     "xen_map": ("] (", r"\[([0-9a-f]{16}), ([0-9a-f]{16})\] \(([^)]+)\)", "xxt"),
     "old_xen_map": (" - ", r"(?<!\w)([0-9a-f]{16}) - ([0-9a-f]{16}) \(([^)]+)\)", "xxt"),
     "iommu": ("I/O virtualisation", r"I/O virtualisation (enabled|disabled)", "t"),
@@ -277,6 +279,7 @@ def _is_boot(boot: Boot) -> bool:
 def _facts(text: str) -> Iterator[tuple[Fact, bool]]:
     """Every fact, and whether it is damaged."""
     panicking = False  # Xen says why in its next words
+    last = text.count("\n") + 1  # empty, unless the log ends in the middle of a line
     for number, line in enumerate(_lines(text), start=1):
         if not panicking and not _ANY_TEXT.search(line):
             continue
@@ -288,7 +291,8 @@ def _facts(text: str) -> Iterator[tuple[Fact, bool]]:
                 panicking = False
             if _XEN in fragment and _XEN_PANIC in fragment:
                 panicking = True
-            yield from _facts_of(fragment, number)
+            for fact, damaged in _facts_of(fragment, number):
+                yield fact, damaged or (number == last and bool(fact.values))
 
 
 def _lines(text: str) -> Iterator[str]:

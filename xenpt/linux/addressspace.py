@@ -185,12 +185,9 @@ def _ram_leaves(state: BootState) -> list[Runs]:
     top = state.rules.page_offset >> PAGE_SHIFT
     held = Regions.of([(0, _initial_pages(state))]) - _unmapped(state)
     ram = Regions.of((a >> PAGE_SHIFT, b >> PAGE_SHIFT) for a, b in state.memblock.memory)
-    low = Regions.of([(0, ISA_END_ADDRESS >> PAGE_SHIFT)])
-    io = (
-        state.identity
-        if state.rules.map_holes_identity
-        else Regions.of(piece for a, b in low for piece in state.identity.clip(a, b))
-    )
+    # Holes behind Xen's mapping have no table yet when they are mapped as they are, and get none.
+    end = _initial_pages(state) if state.rules.map_holes_identity else 0
+    io = state.identity.clip(0, max(end, ISA_END_ADDRESS >> PAGE_SHIFT))
     own = ram.clip(0, state.nr_pages) - held - io
     rows = [(top + a, a, b - a, 1, 1, KERNEL_PTE) for a, b in own]
     rows += [(top + a, IDENTITY + a, b - a, 1, 1, _IO_PTE) for a, b in io]

@@ -10,24 +10,43 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from xenpt.abi import ENTRIES, PAGE_SHIFT, PAGE_SIZE, START_KERNEL_MAP, pfn_up, table_slot
+from xenpt.abi import (
+    ENTRIES,
+    L3_SIZE,
+    L4_SIZE,
+    PAGE_SHIFT,
+    START_KERNEL_MAP,
+    pfn_up,
+    table_slot,
+)
 from xenpt.cost import Cost
 from xenpt.errors import PanicError, UsageError
 from xenpt.extents import Mapping
 from xenpt.inputs.config import Ram as E820Entry
 from xenpt.linux.bugs import Bug, Seen, bugs_met
 from xenpt.linux.cleanup import Cleanup, free_list, p2m_free
-from xenpt.linux.e820 import end_of_ram, in_one_ram_entry
 from xenpt.linux.memblock import Memblock
 from xenpt.linux.pagetable import cleanup_highmap, setup_kernel_pagetable
 from xenpt.linux.rules import MAINLINE, LinuxRules
 from xenpt.linux.setup import MAXMEM_PAGES
 from xenpt.linux.stages import STAGES, Stage
-from xenpt.linux.state import DOM0_DIES, RELOCATED_VADDR, BootState, InitialList, LinuxPanic
+from xenpt.linux.state import (
+    DOM0_DIES,
+    RELOCATED_VADDR,
+    BootState,
+    InitialList,
+    LinuxPanic,
+    NotModelled,
+    kernel_base,
+)
+from xenpt.plan import Plan
 from xenpt.xen.dom0 import Domain, setup_pv_physmap
 from xenpt.xen.hypercalls import Call, Hypercalls
 
 LEAF_SIZES = ("1g", "2m", "4k")
+#: What becomes of the initial list, where it is not freed.
+_KEEPS = {"32-bit": "goes on with the list's own pages", "auto-translated": "uses no P->M list"}
+KERNEL_SLOT = ENTRIES - 1  # of the L4 table
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +77,7 @@ class Boot:
     :ivar state: as the last stage left it
     :ivar results: the stages that were run
     :ivar panic: text of whoever gave up, or None
+    :ivar not_modelled: why the stages behind those of `results` are not known, or None
     :ivar cleanup: what freeing the initial P->M list cost, once that has run
     """
 
@@ -74,12 +94,15 @@ class Boot:
         self.state = initial_state(domain, rules, e820=e820, max_reservation=max_reservation)
         self.results: list[StageResult] = []
         self.panic: str | None = None
+        self.not_modelled: str | None = None
         self.cleanup: Cleanup | None = None
         self._memblock: dict[str, Memblock] = {}
 
     @property
     def verdict(self) -> str:
-        """ "boots" or "panics"."""
+        """ "boots" or "panics"; "unknown" where what decides it is not modelled."""
+        if self.not_modelled:
+            return "unknown"
         return "panics" if self.panic else "boots"
 
     @property
@@ -88,19 +111,24 @@ class Boot:
         return sum((result.cost for result in self.results), Cost())
 
     def run(self) -> "Boot":
-        """Run all stages that have not run yet; stop where Linux gives up. Returns itself."""
+        """Run all stages that have not run yet; stop where Linux gives up, or the model does.
+
+        Returns itself.
+        """
         return self.run_to(Stage.REMAP_MEMORY)
 
     def run_to(self, stage: Stage) -> "Boot":
         """Run up to and including `stage`, if that has not run yet. Returns itself."""
         names = list(STAGES)
         for name in names[len(self.results) : names.index(stage) + 1]:
-            if self.panic:
+            if self.panic or self.not_modelled:
                 break
             try:
                 self._run(name)
             except LinuxPanic as panic:
                 self.panic = str(panic)
+            except NotModelled as gap:
+                self.not_modelled = str(gap)
         return self
 
     def _run(self, stage: Stage) -> None:
@@ -147,29 +175,7 @@ class Boot:
             text = f"pages of a domain that Linux {self.rules.name} uses"
             source = "Linux: xen_memory_setup() in arch/x86/xen/setup.c"
             passed.append({"limit": text, "value": limit, "source": source})
-        return passed + self._unseen_conflicts()
-
-    def _unseen_conflicts(self) -> list[dict[str, Any]]:
-        """What lies in E820 holes and is overwritten there by a Linux without checks (SPEC H3)."""
-        entry = initial_state(self.domain, self.rules)
-        if self.rules.check_conflicts or not self.state.e820:
-            return []
-        used = {
-            "kernel": (entry.text - START_KERNEL_MAP, entry.brk_end - START_KERNEL_MAP),
-            "page tables": tuple(pfn << PAGE_SHIFT for pfn in entry.pt_pfns),
-            "P->M list": tuple(pfn << PAGE_SHIFT for pfn in entry.initial_list.pfns),
-            "initrd": entry.initrd,
-        }
-        source = f"Linux {self.rules.name}: xen_set_identity_and_remap() overwrites frames in holes"
-        return [
-            {
-                "limit": f"end of RAM for the {name}",
-                "value": end_of_ram(self.state.e820, span[0]),
-                "source": source,
-            }
-            for name, span in used.items()
-            if span is not None and not in_one_ram_entry(self.state.e820, *span)
-        ]
+        return passed
 
     @cached_property
     def variants(self) -> dict[str, Cleanup]:
@@ -201,6 +207,7 @@ class Boot:
         return {
             "verdict": self.verdict,
             "panic": self.panic,
+            "not_modelled": self.not_modelled,
             "plan": plan,
             "stages": [result.as_dict() for result in self.results],
             "cleanup": cleanup,
@@ -223,20 +230,36 @@ def initial_state(
     """What Linux finds at its entry.
 
     :raises PanicError: the plan has no domain
-    :raises UsageError: a kernel that is not where 64-bit Linux is
+    :raises UsageError: a kernel that is not where this Linux is, or not of its word size
     """
     plan = domain.plan
     if plan.panic:
         raise PanicError(plan.panic)
-    if plan.image.bits != 64 or plan.total[0] < START_KERNEL_MAP:
-        raise UsageError(
-            f"Linux {rules.name} is modelled as a 64-bit kernel from {START_KERNEL_MAP:x} on; "
-            f"this kernel has {plan.image.bits} bits and is mapped from {plan.total[0]:x} on"
-        )
+    _check_kernel(plan, rules)
     limit = plan.max_pages if max_reservation is None else max_reservation
     return BootState(
         domain, rules, tuple(e820 or ()), limit, _initial_list(domain), _initrd(domain)
     )
+
+
+def _check_kernel(plan: Plan, rules: LinuxRules) -> None:
+    bits, start = plan.image.bits, int(plan.total[0])
+    if bits == 32 and not rules.bits_32:
+        raise UsageError(f"Linux {rules.name} has no 32-bit PV guests any more: try --linux v4.3")
+    if bits == 32 and (not start or start % L3_SIZE or start != plan.image.virt_base):
+        raise UsageError(
+            f"this kernel is mapped from {start:x} on: a 32-bit Linux begins on a border of 1 GiB, "
+            "not at 0"
+        )
+    if bits == 64 and start < START_KERNEL_MAP:
+        raise UsageError(
+            f"Linux {rules.name} is modelled as a 64-bit kernel from {START_KERNEL_MAP:x} on; "
+            f"this kernel is mapped from {start:x} on"
+        )
+    if rules.auto_translated and (bits == 32 or not rules.asks_auto_translated):
+        raise UsageError(
+            f"Linux {rules.name} with {bits} bits is not modelled as an auto-translated guest"
+        )
 
 
 def _initial_list(domain: Domain) -> InitialList:
@@ -244,7 +267,8 @@ def _initial_list(domain: Domain) -> InitialList:
     vaddr = int(plan.mfn_list)
     first, nr = plan.first_p2m_pfn, plan.nr_p2m_frames
     if domain.p2m_map is None:
-        first, nr = BootState.pfn(vaddr), pfn_up(8 * plan.nr_pages)
+        first = (vaddr - kernel_base(plan)) >> PAGE_SHIFT
+        nr = pfn_up(plan.nr_pages * plan.image.bits // 8)
     return InitialList(vaddr, domain.p2m_map, (int(first), int(first) + int(nr)))
 
 
@@ -252,8 +276,9 @@ def _initrd(domain: Domain) -> tuple[int, int] | None:
     plan = domain.plan
     if not plan.mod_len:
         return None
-    start = plan.mod_start if plan.initrd is None else BootState.pfn(plan.mod_start)
-    return start << PAGE_SHIFT, (start << PAGE_SHIFT) + int(plan.mod_len)
+    start = int(plan.mod_start)
+    start = start << PAGE_SHIFT if plan.initrd is None else start - kernel_base(plan)
+    return start, start + int(plan.mod_len)
 
 
 def free_initial_p2m(
@@ -263,9 +288,15 @@ def free_initial_p2m(
 
     It also says what a list costs that Linux would never come to free: one that crosses its L4
     slot, or lies in slot 0.
+
+    :raises LinuxPanic: a generation that knows of no list outside; tables where it has none mapped
+    :raises UsageError: as initial_state; a guest that frees no list
     """
     hc = Hypercalls()
     state = initial_state(domain, rules)
+    if state.bits == 32 or rules.auto_translated:
+        kind = "32-bit" if state.bits == 32 else "auto-translated"
+        raise UsageError(f"there is nothing to free: a {kind} guest {_KEEPS[kind]}")
     if mapping is not None:
         return free_list(
             replace(state, initial_list=replace(state.initial_list, mapping=mapping)), hc
@@ -277,16 +308,15 @@ def free_initial_p2m(
 def _dies_in(state: BootState) -> Stage | None:
     """Stage whose first access to the P->M list faults, or None (SPEC F2e, I13).
 
-    Linux copies one L4 entry, and never that of slot 0 (v4.1 copies none). Once its own tables are
-    loaded it reads no entry behind that slot; in the direct map it reads those of all pages, the
-    highest first.
+    Linux copies one L4 entry, and never that of slot 0 or of its own slot 511 (v4.1 copies none).
+    Once its own tables are loaded it reads no entry behind that slot; in the direct map it reads
+    those of all pages, the highest first.
     """
     if state.domain.p2m_map is None:
         return None
     start = int(state.domain.plan.mfn_list)
-    slot_bytes = PAGE_SIZE * ENTRIES**3
-    reachable = (slot_bytes - start % slot_bytes) // 8
-    copied = state.rules.graft_initial_p2m and table_slot(start, 4) > 0
+    reachable = (L4_SIZE - start % L4_SIZE) // 8
+    copied = state.rules.graft_initial_p2m and 0 < table_slot(start, 4) < KERNEL_SLOT
     if not copied or reachable < state.pt_pfns[1]:
         return Stage.SETUP_KERNEL_PAGETABLE
     return Stage.INIT_MEM_MAPPING if reachable < state.nr_pages else None

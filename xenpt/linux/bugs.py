@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from xenpt.abi import ENTRIES, PAGE_SHIFT, START_KERNEL_MAP, pfn_up, round_up, table_slot
+from xenpt.abi import ENTRIES, PAGE_SHIFT, PAGE_SIZE, pfn_up, round_up, table_slot
 from xenpt.linux.cleanup import Cleanup, highmap_ranges
 from xenpt.linux.e820 import UNUSABLE, holes, in_one_ram_entry
 from xenpt.linux.memblock import Range, Regions
@@ -17,7 +17,7 @@ from xenpt.linux.setup import memory_setup
 from xenpt.linux.state import PMD_SIZE, BootState
 from xenpt.xen.hypercalls import Hypercalls
 
-_SERIES = "Linux 4.3, by later patches of the series of 8f5b0c639872"
+_SERIES = 'Linux 4.3: 808fdb71936c to "xen: move p2m list if conflicting with e820 map"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,19 +55,34 @@ def bugs_met(seen: Seen) -> list[Bug]:
     return [bug for find in _FINDERS for bug in find(seen)]
 
 
-def _overwritten(seen: Seen) -> Iterator[Bug]:
-    """H3: what lies in holes is moved away from under its users, and nobody looks."""
+def _base_of_tables(seen: Seen) -> Iterator[Bug]:
+    """H1: an old Xen names a table that is not the first."""
+    plan = seen.state.domain.plan
+    nr = (int(plan.pt_base) - int(plan.page_tables[0])) // PAGE_SIZE
+    if nr and seen.state.max_pfn_mapped:
+        held = "and Linux finds the first by itself"
+        if not seen.state.rules.find_pt_base:
+            held = f"so that Linux reserves {nr} pages more than there are"
+        text = f"start_info's pt_base is {nr} pages behind the first page table, {held}"
+        yield Bug("H1", text, "Xen 4.2.1 and 4.3 (7a9d764630)")
+
+
+def _taken_from_use(seen: Seen) -> Iterator[Bug]:
+    """H3: frames in holes move to other pfns or go back to Xen, and nobody looks who uses them."""
     state = seen.state
-    if state.rules.check_conflicts or not state.remaps:
+    if state.rules.check_conflicts:
         return
-    moved = Regions.of((start, start + nr) for start, _, nr in state.remaps)
+    taken = state.identity.clip(0, state.max_pfn)
     used = {"P->M list": state.p2m_frames, "page tables": state.pt_pfns, "kernel": _kernel(state)}
     if state.initrd:
         used["initrd"] = state.initrd[0] >> PAGE_SHIFT, pfn_up(state.initrd[1])
     for name, pfns in used.items():
-        nr = moved.clip(*pfns).size
+        nr = taken.clip(*pfns).size
         if nr:
-            text = f"{nr:,} pages of the {name} lie in holes of the E820 map and are overwritten"
+            text = (
+                f"{nr:,} pages of the {name} lie in holes of the E820 map and lose their frames: "
+                "a real boot may die of it"
+            )
             yield Bug("H3", text, _SERIES)
 
 
@@ -86,7 +101,7 @@ def _list_found_free(seen: Seen) -> Iterator[Bug]:
 def _moved_into_brk(seen: Seen) -> Iterator[Bug]:
     """The brk area is not reserved yet when room is looked for."""
     state = seen.state
-    brk = tuple((end - START_KERNEL_MAP) >> PAGE_SHIFT for end in (state.brk_start, state.brk_end))
+    brk = state.pfn(state.brk_start), state.pfn(state.brk_end)
     moved = {}
     if state.initial_list.vaddr != state.domain.plan.mfn_list:
         moved["P->M list"] = state.p2m_frames
@@ -107,7 +122,11 @@ def _brk_in_a_hole(seen: Seen) -> Iterator[Bug]:
     whole = tuple(pfn << PAGE_SHIFT for pfn in _kernel(state))
     if not in_one_ram_entry(state.e820, *whole):
         text = "the brk area lies in a hole of the E820 map, and the check does not see it"
-        yield Bug("H15", text, 'Linux 6.1.y: "use correct end address of kernel"')
+        yield Bug(
+            "H15",
+            text,
+            'Linux 6.12 and 6.1.y: fac1bceeeb04 ("xen: use correct end address of kernel ...")',
+        )
 
 
 def _unusable(seen: Seen) -> Iterator[Bug]:
@@ -119,7 +138,11 @@ def _unusable(seen: Seen) -> Iterator[Bug]:
     nr = sum(e.end - e.start for e in state.linux_e820 if e.type == UNUSABLE) - given
     if nr > 0:
         text = f"{nr >> PAGE_SHIFT:,} pages of the host's RAM are marked as unusable"
-        yield Bug("H13", text, "later releases drop such RAM from the map (seen in 6.1)")
+        yield Bug(
+            "H13",
+            text,
+            '"x86/xen: discard RAM regions above the maximum reservation" (seen in 6.1)',
+        )
 
 
 def _released(seen: Seen) -> Iterator[Bug]:
@@ -139,7 +162,9 @@ def _released(seen: Seen) -> Iterator[Bug]:
     nr = seen.memory_ops - hc.by_type["memory_op"]
     if nr > 0:
         text = f"{nr:,} pages of holes are given back to Xen, and not moved"
-        yield Bug("H14", text, "Linux 4.12 (seen) compares with <= in xen_find_pfn_range()")
+        yield Bug(
+            "H14", text, "Linux 4.9 (seen in 4.9.227) compares with <= in xen_find_pfn_range()"
+        )
 
 
 def _highmap_overrun(seen: Seen) -> Iterator[Bug]:
@@ -163,7 +188,7 @@ def _stale_slots(seen: Seen) -> Iterator[Bug]:
     """H7: Xen's mapping goes on for up to 4.5 MiB behind the tables, what is cleaned does not."""
     if seen.cleanup is None or seen.state.list_outside:
         return
-    last = round_up(seen.state.brk_end - START_KERNEL_MAP, PMD_SIZE) // PMD_SIZE
+    last = round_up(seen.state.paddr(seen.state.brk_end), PMD_SIZE) // PMD_SIZE
     stale = seen.state.highmap.clip(last, ENTRIES).size
     if stale:
         text = f"{stale} stale entries of 2 MiB stay mapped behind the kernel, where modules go"
@@ -195,10 +220,10 @@ def _leaked(seen: Seen) -> Iterator[Bug]:
 
 def _kernel(state: BootState) -> Range:
     end = int(state.domain.plan.image.virt_kend)
-    return (state.text - START_KERNEL_MAP) >> PAGE_SHIFT, pfn_up(end - START_KERNEL_MAP)
+    return state.pfn(state.text), pfn_up(state.paddr(end))
 
 
 _FINDERS: tuple[Callable[[Seen], Iterator[Bug]], ...] = (
-    _overwritten, _list_found_free, _moved_into_brk, _brk_in_a_hole, _unusable, _released,
-    _highmap_overrun, _stale_slots, _pinned_walk, _leaked,
+    _base_of_tables, _taken_from_use, _list_found_free, _moved_into_brk, _brk_in_a_hole, _unusable,
+    _released, _highmap_overrun, _stale_slots, _pinned_walk, _leaked,
 )  # fmt: skip

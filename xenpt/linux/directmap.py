@@ -23,7 +23,7 @@ from xenpt.abi import (
     round_down,
 )
 from xenpt.cost import Cost
-from xenpt.extents import Frames, Ints, Runs, column, run_array
+from xenpt.extents import Frames, Ints, Runs, column, expand, run_array, tables_of
 from xenpt.linux.e820 import RAM
 from xenpt.linux.memblock import Memblock, Range, Regions
 from xenpt.linux.pagetable import PAGE_KERNEL
@@ -31,6 +31,10 @@ from xenpt.linux.rules import LinuxRules
 from xenpt.linux.state import PMD_SIZE, BootState, LinuxPanic
 from xenpt.xen.hypercalls import Hypercalls
 
+_LIVE_TABLE = (
+    "kernel BUG in pin_pagetable_pfn(): the table would map a page table of Xen's writable, one "
+    "behind the first GiB of Xen's mapping"
+)
 STEP_SHIFT = 8  # get_new_step_size(): 2 MiB, 512 MiB, 128 GiB, 32 TiB
 #: PAGE_KERNEL as Xen stores it for the kernel of a 64-bit PV guest (golden rule 15).
 KERNEL_PTE = PAGE_KERNEL | PTE_USER | 1 << 52
@@ -62,8 +66,11 @@ class _Work:
 def init_mem_mapping(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]:
     """Map [0, 1 MiB), then RAM from the top downwards, in ranges that grow with what is mapped.
 
-    :raises LinuxPanic: no page is left for a table
+    :raises LinuxPanic: no page is left for a table; a table that Linux has kept is among the
+        pages to map
     """
+    if _kept_table_behind(state):
+        raise LinuxPanic(_LIVE_TABLE)
     brk_end = state.pfn(state.brk_end)
     work = _Work(
         state=state,
@@ -92,6 +99,19 @@ def init_mem_mapping(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]
         ),
         Cost(by_type=dict(hc.by_type), entries_written=_nr_ptes(state)),
     )
+
+
+def _kept_table_behind(state: BootState) -> bool:
+    """Whether Xen's L1 tables of the first GiB, which stay in use, lie behind that GiB.
+
+    There the direct map is new, and would map them writable.
+    """
+    start, end = (vaddr >> PAGE_SHIFT for vaddr in state.domain.plan.total)
+    if end - start <= ENTRIES**2:
+        return False
+    kept = tables_of(state.domain.initial.tables, start, start + ENTRIES**2)
+    frames = expand(kept[kept["level"] == 1], tables=True)["pfn"]
+    return bool((frames >= ENTRIES**2).any())
 
 
 def _list_ro(state: BootState) -> Regions:

@@ -2,6 +2,7 @@
 """The memory map that Linux gets from Xen, and what xen_memory_setup() asks of it (setup.c)."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 
 from xenpt.abi import PAGE_SHIFT, PAGE_SIZE, pfn_up, round_down
@@ -11,8 +12,9 @@ from xenpt.linux.memblock import Regions
 RAM = "usable"
 RESERVED = "reserved"
 UNUSABLE = "unusable"
+NVS = "ACPI NVS"
 #: Where entries overlap the last of these wins, like the highest type number does in Linux.
-_PRECEDENCE = (RAM, RESERVED, "ACPI data", "ACPI NVS", UNUSABLE)
+_PRECEDENCE = (RAM, RESERVED, "ACPI data", NVS, UNUSABLE)
 
 E820 = tuple[E820Entry, ...]
 
@@ -20,6 +22,11 @@ E820 = tuple[E820Entry, ...]
 def flat_map(nr_bytes: int) -> E820:
     """One RAM entry [0, nr_bytes)."""
     return (E820Entry(0, nr_bytes, RAM),)
+
+
+def ignore_unusable(table: E820) -> E820:
+    """What the host calls unusable as RAM: Xen refuses identity mappings of it."""
+    return tuple(replace(e, type=RAM) if e.type == UNUSABLE else e for e in table)
 
 
 def sanitize(entries: Iterable[E820Entry]) -> E820:
@@ -78,11 +85,6 @@ def find_pfn_range(table: E820, min_pfn: int, *, inclusive: bool) -> tuple[int, 
 def in_one_ram_entry(table: E820, start: int, end: int) -> bool:
     """Whether bytes [start, end) lie inside one RAM entry (not xen_is_e820_reserved())."""
     return any(e.type == RAM and e.start <= start and end <= e.end for e in table)
-
-
-def end_of_ram(table: E820, at: int) -> int:
-    """End of the RAM entry that holds byte `at`; `at` itself if none does."""
-    return next((e.end for e in table if e.type == RAM and e.start <= at < e.end), at)
 
 
 def ram_regions(table: E820) -> Regions:

@@ -38,6 +38,9 @@ from xenpt.xen.hypercalls import Hypercalls
 
 P2M_PER_PAGE = PAGE_SIZE // 8
 BLOCK = P2M_PER_PAGE * ENTRIES  # pfns of one L1 table of the list
+#: MAX_P2M_PFN: pages of the tree of three levels through which Xen's tools read the list.
+TOOLS_TREE_PAGES = P2M_PER_PAGE**3
+_BEYOND_TREE = "kernel BUG in p2m_top_index(): pfn {:#x} is beyond the tree for Xen's tools"
 _NO_PAGE = "alloc_p2m_page: Failed to allocate 4096 bytes align=0x1000"
 KERNPG_TABLE = PTE_DIRTY | PTE_ACCESSED | PTE_RW | PTE_PRESENT
 
@@ -45,12 +48,15 @@ KERNPG_TABLE = PTE_DIRTY | PTE_ACCESSED | PTE_RW | PTE_PRESENT
 def vmalloc_p2m_tree(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]:
     """Copy the list; then give pages of their own to entries of extra memory.
 
-    The area covers at least the hotplug limit, so that a small domain has a long identity tail.
+    The area covers at least the hotplug limit, so that a small domain has a long identity tail;
+    entries of a list that goes on behind its end are lost.
+
+    :raises LinuxPanic: no page is left, or one of extra memory has no place in the tools' tree
     """
     p2m_size = round_up(state.nr_pages, P2M_PER_PAGE)
     limit = state.rules.hotplug_limit_gib * GIB_PAGES
     size = round_up(8 * max(state.max_p2m_pfn, limit), PMD_SIZE) // 8
-    own = _pages_of(Regions.of([(0, p2m_size)]) - state.identity)
+    own = _pages_of(Regions.of([(0, min(p2m_size, size))]) - state.identity)
     tree = _Tree(state, hc)
     tree.make_fillers()
     tree.map_all(own, size // BLOCK)
@@ -115,8 +121,14 @@ class _Tree:
                 first = stop
 
     def invalidate(self, extra: Regions, own: Regions) -> None:
-        """xen_inv_extra_mem(): entries of extra memory, identity so far, get pages of their own."""
+        """xen_inv_extra_mem(): entries of extra memory, identity so far, get pages of their own.
+
+        :raises LinuxPanic: one of them is beyond the tree, and this generation looks there
+        """
         for first, end in extra - own:
+            beyond = max(first, TOOLS_TREE_PAGES // P2M_PER_PAGE)
+            if self.state.rules.dies_beyond_tools_tree and beyond < end:
+                raise LinuxPanic(_BEYOND_TREE.format(beyond * P2M_PER_PAGE))
             while first < end:  # one L1 table at a time
                 stop = min(end, (first // ENTRIES + 1) * ENTRIES)
                 table = self.tables.get((1, first // ENTRIES))

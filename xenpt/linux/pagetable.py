@@ -25,12 +25,16 @@ from xenpt.abi import (
 from xenpt.cost import Cost
 from xenpt.extents import Runs
 from xenpt.linux.memblock import Regions
-from xenpt.linux.state import PMD_SIZE, BootState
+from xenpt.linux.state import PMD_SIZE, BootState, LinuxPanic
 from xenpt.xen.hypercalls import Hypercalls
 
 #: PAGE_KERNEL without GLOBAL, which a PV guest does not use, and its read-only twin.
 PAGE_KERNEL = PTE_NX | PTE_DIRTY | PTE_ACCESSED | PTE_RW | PTE_PRESENT
 PAGE_KERNEL_RO = PAGE_KERNEL & ~PTE_RW
+_BEYOND_FIRST_GIB = (
+    "kernel BUG in set_page_prot_flags(): Xen's page tables are behind the first GiB of its "
+    "mapping, which is all that Linux keeps"
+)
 _STATIC_TABLES = 4  # whose entries are turned from pfns into mfns: L4, two L3, level2_fixmap_pgt
 
 
@@ -38,7 +42,10 @@ def setup_kernel_pagetable(state: BootState, hc: Hypercalls) -> tuple[BootState,
     """Graft Xen's tables into Linux's own, pin those, and give Xen's L4 page back.
 
     Of Xen's initial mapping only the L2 page of the first GiB survives (its L1 pages stay in use).
+    An auto-translated guest has no frames to convert, pins nothing, and loads CR3 by itself.
     Models xen_setup_kernel_pagetable() in arch/x86/xen/mmu_pv.c; SPEC F2, golden rule 15.
+
+    :raises LinuxPanic: tables that go back lie where Linux no longer has them mapped
     """
     rules = state.rules
     pt_start, pt_end = state.pt_pfns
@@ -47,23 +54,17 @@ def setup_kernel_pagetable(state: BootState, hc: Hypercalls) -> tuple[BootState,
     max_pfn_mapped = (
         state.p2m_frames[0] if outside and rules.graft_initial_p2m else state.pfn(mfn_list)
     )
-    grafted = outside and rules.graft_initial_p2m and table_slot(mfn_list, 4) > 0
-    for name, nr in rules.ro_tables:
-        for page in range(nr):
-            _set_page_prot(state, hc, name, PAGE_KERNEL_RO, page=page)
-    hc.mmuext_op(MMUEXT_PIN_L4_TABLE, state.root_pfn)
-    hc.mmuext_op(MMUEXT_UNPIN_TABLE, pt_start)
-    if rules.pin_user_vsyscall:
-        _set_page_prot(state, hc, "level3_user_vsyscall", PAGE_KERNEL_RO)
-        hc.mmuext_op(MMUEXT_PIN_L3_TABLE, state.symbol_pfn("level3_user_vsyscall"))
-    hc.mmuext_op(MMUEXT_NEW_BASEPTR, state.root_pfn)
+    grafted = outside and rules.graft_initial_p2m and 0 < table_slot(mfn_list, 4) < ENTRIES - 1
+    if not rules.auto_translated:
+        _load_own_tables(state, hc)
     recovered = _recover_pages(state, hc)
     memblock = state.memblock.reserve((pt_start + recovered) << PAGE_SHIFT, pt_end << PAGE_SHIFT)
     nx = state.nr_initial_l1 if rules.nx_ident_map else 0
+    converted = 0 if rules.auto_translated else _STATIC_TABLES * ENTRIES
     cost = Cost(
         by_type=dict(hc.by_type),
         entries_read={"l1": 0, "l2": ENTRIES, "l3": 1, "l4": 1 + grafted},
-        entries_written=1 + _STATIC_TABLES * ENTRIES + 2 * ENTRIES + nx + grafted,
+        entries_written=1 + converted + 2 * ENTRIES + nx + grafted,
     )
     return (
         replace(
@@ -77,6 +78,19 @@ def setup_kernel_pagetable(state: BootState, hc: Hypercalls) -> tuple[BootState,
         ),
         cost,
     )
+
+
+def _load_own_tables(state: BootState, hc: Hypercalls) -> None:
+    """Make Linux's static tables read-only, pin its root in place of Xen's, and load it."""
+    for name, nr in state.rules.ro_tables:
+        for page in range(nr):
+            _set_page_prot(state, hc, name, PAGE_KERNEL_RO, page=page)
+    hc.mmuext_op(MMUEXT_PIN_L4_TABLE, state.root_pfn)
+    hc.mmuext_op(MMUEXT_UNPIN_TABLE, state.pt_pfns[0])
+    if state.rules.pin_user_vsyscall:
+        _set_page_prot(state, hc, "level3_user_vsyscall", PAGE_KERNEL_RO)
+        hc.mmuext_op(MMUEXT_PIN_L3_TABLE, state.symbol_pfn("level3_user_vsyscall"))
+    hc.mmuext_op(MMUEXT_NEW_BASEPTR, state.root_pfn)
 
 
 def cleanup_highmap(state: BootState) -> BootState:
@@ -130,8 +144,11 @@ def _recover_pages(state: BootState, hc: Hypercalls) -> int:
     for level in (4, 3, 2):
         pfn = pt_start + nr
         if _table_pfn(state.domain.initial.tables, level) == pfn:
+            if pfn >= ENTRIES**2:
+                raise LinuxPanic(_BEYOND_FIRST_GIB)
             vaddr = START_KERNEL_MAP + (pfn << PAGE_SHIFT)
-            hc.update_va_mapping(vaddr, pfn, PAGE_KERNEL, uvmf=UVMF_INVLPG)
+            if not state.rules.auto_translated:
+                hc.update_va_mapping(vaddr, pfn, PAGE_KERNEL, uvmf=UVMF_INVLPG)
             nr += 1
     return nr
 

@@ -18,14 +18,13 @@ from xenpt.abi import (
     PAGE_SHIFT,
     PAGE_SIZE,
     PTE_RW,
-    START_KERNEL_MAP,
     TABLE_PROT,
     pfn_up,
 )
 from xenpt.cost import Cost
 from xenpt.extents import Mapping, expand, make_runs, tables_of
 from xenpt.linux.directmap import KERNEL_PTE, frame_flags
-from xenpt.linux.e820 import RAM, in_one_ram_entry
+from xenpt.linux.e820 import NVS, RAM, in_one_ram_entry
 from xenpt.linux.memblock import Range, Regions
 from xenpt.linux.pagetable import PAGE_KERNEL, PAGE_KERNEL_RO
 from xenpt.linux.state import (
@@ -35,11 +34,17 @@ from xenpt.linux.state import (
     BootState,
     InitialList,
     LinuxPanic,
+    NotModelled,
 )
 from xenpt.xen.hypercalls import Hypercalls
 
-_CONFLICT = "Xen hypervisor allocated {} memory conflicts with E820 map"
+_CONFLICT = "Xen hypervisor allocated {} conflicts with E820 map"
 _NO_AREA = "Can't find new memory area for {} needed due to E820 map conflict"
+_NO_NVS_AREA = "No suitable area found for required E820 entry remapping action"
+_NVS = (
+    "ACPI NVS memory lies where Xen has put the {}: this Linux exchanges it for RAM behind its "
+    "own, and goes on, which is not modelled"
+)
 EARLY_SLOT_PAGES = 64  # NR_FIX_BTMAPS: pages of one early_memremap()
 
 
@@ -49,14 +54,15 @@ def resolve_conflicts(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost
     The list is reserved here, too. Before v4.3 there is no check.
 
     :raises LinuxPanic: kernel or page tables lie in a hole, or there is no room to move to
+    :raises NotModelled: what lies there can move, instead of them
     """
     if not state.rules.check_conflicts:
         return _reserve(state, _bytes(state.p2m_frames)), Cost()
     end = int(state.domain.plan.image.virt_kend)
     if not state.rules.check_brk:
         end = state.symbol("__bss_stop") or end
-    _check(state, (state.text - START_KERNEL_MAP, end - START_KERNEL_MAP), "kernel")
-    _check(state, _bytes(state.pt_pfns), "page table")
+    _check(state, (state.paddr(state.text), state.paddr(end)), "kernel memory")
+    _check(state, _bytes(state.pt_pfns), "page table memory")
     state, cost = _reserve_list(state, hc)
     if state.initrd and not in_one_ram_entry(state.e820, *state.initrd):
         state, moved = _move_initrd(state, hc, state.initrd)
@@ -84,6 +90,14 @@ def find_free_area(state: BootState, nr_bytes: int) -> int | None:
 
 
 def _check(state: BootState, used: Range, name: str) -> None:
+    """xen_chk_is_e820_usable(); since 6.12, ACPI NVS memory is exchanged for other RAM first."""
+    nvs = [e for e in state.e820 if e.type == NVS and e.start < used[1] and used[0] < e.end]
+    if state.rules.moves_nvs and nvs:
+        mem_end = state.max_pfn << PAGE_SHIFT
+        spare = [e.end - max(e.start, mem_end) for e in state.e820 if e.type == RAM]
+        if max(spare) < max(pfn_up(e.end) - (e.start >> PAGE_SHIFT) for e in nvs) << PAGE_SHIFT:
+            raise LinuxPanic(_NO_NVS_AREA)
+        raise NotModelled(_NVS.format(name))
     if not in_one_ram_entry(state.e820, *used):
         raise LinuxPanic(_CONFLICT.format(name))
 
@@ -92,8 +106,12 @@ def _reserve_list(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]:
     """xen_reserve_xen_mfnlist(): reserve the list where it is, or move it.
 
     v4.3 looks for room before it reserves: the old list may be found to be free (SPEC H12).
+
+    :raises LinuxPanic: there is no room, or it is a 32-bit Linux, which moves no list
     """
     used = _bytes(state.p2m_frames)
+    if state.bits == 32:
+        _check(state, used, "p2m list")
     if in_one_ram_entry(state.e820, *used):
         return _reserve(state, used), Cost()
     if state.rules.reserve_before_search:

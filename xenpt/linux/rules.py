@@ -70,6 +70,14 @@ class LinuxRules:
     page_offset: int  # __PAGE_OFFSET of the 4-level layout
     vmalloc_start: int
     vmemmap_start: int
+    # CONFIG_X86_32 with Xen PV, removed in 5.9; v4.3 then looks for the first of Xen's page tables,
+    # and does not take start_info's word for it (xen_find_pt_base(), SPEC H1).
+    bits_32: bool
+    find_pt_base: bool
+    # XENFEAT_auto_translated_physmap, which Xen 4.4 to 4.10 reported to PVH guests alone (version 1
+    # of PVH): page tables hold pfns, and there is no P->M list. Modelled for 4.1 and the mail.
+    auto_translated: bool
+    asks_auto_translated: bool
     # xen_setup_kernel_pagetable()
     ro_tables: tuple[tuple[str, int], ...]
     # v6.1 makes level3_user_vsyscall read-only behind the unpin and pins it on its own (5.10
@@ -88,6 +96,9 @@ class LinuxRules:
     check_conflicts: bool
     # The kernel's end in that check: _end, or without it __bss_stop, before the brk area (H15).
     check_brk: bool
+    # ACPI NVS memory in the place of kernel or tables is exchanged for RAM behind dom0's
+    # (be35d91c8880, 6.12); the kernel of 6.1.192 has no such text.
+    moves_nvs: bool
     # xen_count_remap_pages() raises the limit by what will move; before, what was moved is added.
     count_remap_first: bool
     # xen_reserve_xen_mfnlist() of v6.1 reserves a list before it looks for room for it elsewhere;
@@ -103,7 +114,7 @@ class LinuxRules:
     drop_excess_ram: bool
     # A hole's pages below max_pfn_mapped: mapped to the same machine page, later unmapped.
     map_holes_identity: bool
-    # xen_find_pfn_range(): <= since v4.12, < before (SPEC H14).
+    # xen_find_pfn_range(): <= in v4.9.227 and later, < before (SPEC H14).
     pfn_range_inclusive: bool
     # mm/init.c, init_mem_mapping()
     pgt_buf_pages: int  # INIT_PGT_BUF_SIZE: tables from the brk area
@@ -125,6 +136,10 @@ class LinuxRules:
     marks_pinned_first: bool
     # p2m.c, xen_vmalloc_p2m_tree(): CONFIG_XEN_(BALLOON_)MEMORY_HOTPLUG_LIMIT in GiB; 0 without.
     hotplug_limit_gib: int
+    # alloc_p2m(): whoever gives a P->M page of its own to a pfn asks for its place in the tree for
+    # Xen's tools, which ends at 2^27 pages, and dies beyond; v4.3 asks below that alone
+    # (c70727a5bc18, "xen: allow more than 512 GB of RAM for 64 bit pv-domains").
+    dies_beyond_tools_tree: bool
     # alloc_p2m_page() asks bootmem, which gives up in its own words; memblock since 5.1.
     list_pages_by_bootmem: bool
     cleanup: CleanupRules
@@ -135,6 +150,10 @@ V4_1: Final = LinuxRules(
     page_offset=0xFFFF_8800_0000_0000,
     vmalloc_start=0xFFFF_C900_0000_0000,
     vmemmap_start=0xFFFF_EA00_0000_0000,
+    bits_32=True,
+    find_pt_base=False,
+    auto_translated=False,
+    asks_auto_translated=True,
     ro_tables=_RO_TABLES_V4_1,
     pin_user_vsyscall=False,
     nx_ident_map=False,
@@ -144,6 +163,7 @@ V4_1: Final = LinuxRules(
     domu_page_limit=500 * GIB_PAGES,
     check_conflicts=False,
     check_brk=False,
+    moves_nvs=False,
     count_remap_first=False,
     reserve_before_search=False,
     reserve_special_pages=False,
@@ -160,6 +180,7 @@ V4_1: Final = LinuxRules(
     set_pte_hypercall=False,
     marks_pinned_first=True,
     hotplug_limit_gib=512,
+    dies_beyond_tools_tree=True,
     list_pages_by_bootmem=True,
     cleanup=CleanupRules(
         skip_empty_entries=False,
@@ -178,11 +199,14 @@ SEED: Final = replace(V4_1, name="seed", graft_initial_p2m=True, ro_initial_p2m=
 V4_3: Final = replace(
     SEED,
     name="v4.3",
+    find_pt_base=True,
+    asks_auto_translated=False,
     page_limit=1 << 34,
     domu_page_limit=512 * GIB_PAGES,
     check_conflicts=True,
     count_remap_first=True,
     reserve_special_pages=True,
+    dies_beyond_tools_tree=False,
     cleanup=replace(SEED.cleanup, clear_table_entries=True, unpin_relocated=True),
 )
 
@@ -191,6 +215,10 @@ V6_1: Final = LinuxRules(
     page_offset=0xFFFF_8880_0000_0000,
     vmalloc_start=0xFFFF_C900_0000_0000,
     vmemmap_start=0xFFFF_EA00_0000_0000,
+    bits_32=False,
+    find_pt_base=True,
+    auto_translated=False,
+    asks_auto_translated=False,
     ro_tables=_RO_TABLES_V6_1,
     pin_user_vsyscall=True,
     nx_ident_map=True,
@@ -200,6 +228,7 @@ V6_1: Final = LinuxRules(
     domu_page_limit=512 * GIB_PAGES,
     check_conflicts=True,
     check_brk=True,
+    moves_nvs=False,
     count_remap_first=True,
     reserve_before_search=True,
     reserve_special_pages=True,
@@ -216,6 +245,7 @@ V6_1: Final = LinuxRules(
     set_pte_hypercall=True,
     marks_pinned_first=False,
     hotplug_limit_gib=512,
+    dies_beyond_tools_tree=False,
     list_pages_by_bootmem=False,
     cleanup=CleanupRules(
         skip_empty_entries=True,
@@ -228,7 +258,7 @@ V6_1: Final = LinuxRules(
     ),
 )
 
-V6_12: Final = replace(V6_1, name="v6.12", low_ram_bytes=0x80000, saved_dirty=True)
+V6_12: Final = replace(V6_1, name="v6.12", low_ram_bytes=0x80000, saved_dirty=True, moves_nvs=True)
 
 PROFILES: Final = {rules.name: rules for rules in (V4_1, SEED, V4_3, V6_1, V6_12)}
 MAINLINE: Final = V6_1

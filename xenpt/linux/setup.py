@@ -12,8 +12,8 @@ from xenpt.abi import (
     ISA_START_ADDRESS,
     PAGE_SHIFT,
     PAGE_SIZE,
-    START_KERNEL_MAP,
     UVMF_INVLPG,
+    WORD,
     XENMEM_DECREASE_RESERVATION,
     XENMEM_MACHINE_MEMORY_MAP,
     XENMEM_MAXIMUM_RESERVATION,
@@ -30,36 +30,47 @@ from xenpt.linux.e820 import (
     find_pfn_range,
     flat_map,
     holes,
+    ignore_unusable,
     ram_regions,
     sanitize,
 )
 from xenpt.linux.memblock import Memblock, Regions
 from xenpt.linux.pagetable import PAGE_KERNEL
 from xenpt.linux.relocate import resolve_conflicts
-from xenpt.linux.state import BootState, Remap
+from xenpt.linux.state import BootState, NotModelled, Remap
 from xenpt.xen.hypercalls import Hypercalls
 
-REMAP_SIZE = 509  # frames of one group, listed in the group's own first frame
+GROUP_WORDS = 3  # of a group's first frame, which lists the group behind them
 EXTRA_MEM_RATIO = 10
 MAXMEM_PAGES = 1 << 34
+#: MAXMEM of 32 bits is what lies between PAGE_OFFSET and vmalloc's area: up to 728 MiB, less with
+#: some configurations. So much is there in any case.
+LOWMEM_32_BIT_PAGES = (512 << 20) >> PAGE_SHIFT
 DOMU_SLACK_BYTES = 8 << 20  # RAM that an unprivileged domain adds where Xen has no map for it
 LOW_RESERVED_BYTES = 64 << 10  # CONFIG_X86_RESERVE_LOW
+_NO_RATIO = (
+    "how much memory for ballooning a 32-bit Linux keeps depends on its lowmem, which is not "
+    "modelled: lower the limit, as with dom0_mem=max:4G"
+)
 
 
 def memory_setup(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]:
     """Make Linux's memory map: find holes, move frames out of them, reserve what is in use.
 
     An empty `state.e820` stands for the flat map of an initial domain, and for no map (-ENOSYS)
-    of an unprivileged one.
+    of an unprivileged one. The initial domain takes what the host calls unusable for RAM: Xen has
+    RAM there in its pfns (xen_ignore_unusable()).
 
     :raises LinuxPanic: something that Xen put into a hole cannot be moved
+    :raises NotModelled: a 32-bit guest that may grow beyond ten times its lowmem
     """
     rules = state.rules
     limit = state.page_limit
     max_pfn = min(limit, state.nr_pages)
-    e820 = state.e820 or flat_map(
-        (max_pfn << PAGE_SHIFT) + (0 if state.initial_domain else DOMU_SLACK_BYTES)
-    )
+    if state.initial_domain:
+        e820 = ignore_unusable(state.e820) or flat_map(state.nr_pages << PAGE_SHIFT)
+    else:
+        e820 = state.e820 or flat_map((max_pfn << PAGE_SHIFT) + DOMU_SLACK_BYTES)
     if rules.low_ram_bytes:
         e820 = (*e820, E820Entry(rules.low_ram_bytes, ISA_END_ADDRESS, RESERVED))
     e820 = sanitize(e820)
@@ -68,7 +79,7 @@ def memory_setup(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]:
     if state.initial_domain:
         hc.memory_op(XENMEM_MAXIMUM_RESERVATION)
         max_pages = min(state.max_reservation, limit)
-    p2m_size = round_up(state.nr_pages, PAGE_SIZE // 8)
+    p2m_size = round_up(state.nr_pages, state.p2m_per_page)
     state = replace(state, e820=e820, max_pfn=max_pfn, max_p2m_pfn=p2m_size)
     if rules.count_remap_first:  # before any frame moves: mainline's order
         max_pages += sum(min(end, max_pfn) - start for start, end in holes(e820) if start < max_pfn)
@@ -86,6 +97,20 @@ def memory_setup(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]:
     return _reserve_brk(state), replace(cost, by_type=dict(hc.by_type))
 
 
+def auto_xlated_memory_setup(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]:
+    """The map is taken as it is: pfns of an auto-translated guest need not move (PVH v1).
+
+    Models xen_auto_xlated_memory_setup() of 4.1 and of the mail.
+    """
+    e820 = sanitize(state.e820 or flat_map(state.nr_pages << PAGE_SHIFT))
+    hc.memory_op(XENMEM_MEMORY_MAP)
+    linux_e820 = sanitize((*e820, E820Entry(0, PAGE_SIZE, RESERVED)))
+    max_pfn = ram_regions(linux_e820).ranges[-1][1] >> PAGE_SHIFT
+    state = replace(state, e820=e820, linux_e820=linux_e820, max_pfn=max_pfn)
+    state, cost = resolve_conflicts(_reserve_early(state), hc)
+    return _reserve_brk(state), replace(cost, by_type=dict(hc.by_type))
+
+
 def remap_memory(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]:
     """Give the frames of holes their new pfns: P->M list, M2P and direct map.
 
@@ -94,7 +119,7 @@ def remap_memory(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]:
     """
     if not state.remaps:
         return state, Cost()
-    groups = [group for remap in state.remaps for group in _groups(remap)]
+    groups = [group for remap in state.remaps for group in _groups(state, remap)]
     buffer = state.symbol("xen_remap_buf")
     for i in reversed(range(len(groups))):
         pfn, target, nr = groups[i]
@@ -118,6 +143,9 @@ def _keep_extra(state: BootState, extra_pages: int) -> BootState:
     """Linux's own map: RAM up to max_pfn, then as much as may be ballooned into."""
     extra_pages = max(0, min(EXTRA_MEM_RATIO * min(state.max_pfn, MAXMEM_PAGES), extra_pages))
     mem_end = state.max_pfn << PAGE_SHIFT
+    behind = ram_regions(state.e820).clip(mem_end, WORD).size >> PAGE_SHIFT
+    if state.bits == 32 and min(extra_pages, behind) > EXTRA_MEM_RATIO * LOWMEM_32_BIT_PAGES:
+        raise NotModelled(_NO_RATIO)
     out: list[E820Entry] = []
     extra, max_p2m_pfn = state.extra, state.max_p2m_pfn
     for entry in state.e820:
@@ -149,7 +177,7 @@ def _reserve_early(state: BootState) -> BootState:
     """
     ranges = [
         (0, LOW_RESERVED_BYTES),
-        (state.text - START_KERNEL_MAP, state.brk_start - START_KERNEL_MAP),
+        (state.paddr(state.text), state.paddr(state.brk_start)),
         _special_pages(state),
     ]
     if state.initrd:
@@ -168,12 +196,12 @@ def _special_pages(state: BootState) -> tuple[int, int]:
         end += 0 if state.initial_domain else 2 * PAGE_SIZE  # xenstore and console
     elif not state.list_outside:
         start, end = int(plan.mfn_list), int(plan.pt_base)
-    return start - START_KERNEL_MAP, end - START_KERNEL_MAP
+    return state.paddr(start), state.paddr(end)
 
 
 def _reserve_brk(state: BootState) -> BootState:
     """The brk area as far as it is used; memblock is then as e820__memblock_setup() leaves it."""
-    start, end = state.brk_start - START_KERNEL_MAP, state.brk_end - START_KERNEL_MAP
+    start, end = state.paddr(state.brk_start), state.paddr(state.brk_end)
     return replace(state, memblock=state.memblock.reserve(start, end))
 
 
@@ -183,7 +211,9 @@ def _move_out_of_holes(state: BootState, hc: Hypercalls) -> tuple[BootState, int
     for start, end in holes(state.e820):
         state, remap_pfn, nr = _treat_hole(state, hc, start, end, remap_pfn or state.max_pfn)
         moved += nr
-    return state, moved
+    map_end = state.e820[-1].end >> PAGE_SHIFT
+    behind = state.identity.add(map_end, round_up(state.nr_pages, state.p2m_per_page))
+    return replace(state, identity=behind), moved
 
 
 def _treat_hole(
@@ -207,7 +237,7 @@ def _treat_hole(
         hc.update_va_mapping(
             state.va(start), start if identity else None, PAGE_KERNEL if identity else 0, nr=mapped
         )
-    p2m_size = round_up(state.nr_pages, PAGE_SIZE // 8)
+    p2m_size = round_up(state.nr_pages, state.p2m_per_page)
     identity_pfns = state.identity.add(start, min(end, p2m_size))
     state = replace(state, remaps=tuple(remaps), identity=identity_pfns)
     return state, remap_pfn, max(min(end, limit) - start, 0)
@@ -216,14 +246,20 @@ def _treat_hole(
 def _save_groups(state: BootState, hc: Hypercalls, remap: Remap) -> None:
     """Map each group's first frame, to note the group in it; then the buffer's own frame again."""
     buffer = state.symbol("xen_remap_buf")
-    groups = _groups(remap)
+    groups = _groups(state, remap)
     for i in hc.repeat(len(groups)):
         hc.update_va_mapping(buffer, groups[i].pfn, PAGE_KERNEL, uvmf=UVMF_INVLPG)
     hc.update_va_mapping(buffer, state.symbol_pfn("xen_remap_buf"), PAGE_KERNEL, uvmf=UVMF_INVLPG)
 
 
-def _groups(remap: Remap) -> list[Remap]:
+def _groups(state: BootState, remap: Remap) -> list[Remap]:
+    size = remap_size(state)
     return [
-        Remap(remap.pfn + i, remap.target_pfn + i, min(REMAP_SIZE, remap.nr - i))
-        for i in range(0, remap.nr, REMAP_SIZE)
+        Remap(remap.pfn + i, remap.target_pfn + i, min(size, remap.nr - i))
+        for i in range(0, remap.nr, size)
     ]
+
+
+def remap_size(state: BootState) -> int:
+    """REMAP_SIZE: frames of one group, 509 of a 64-bit guest."""
+    return state.p2m_per_page - GROUP_WORDS

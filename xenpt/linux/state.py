@@ -9,12 +9,14 @@ from xenpt.errors import XenptError
 from xenpt.extents import EMPTY, Mapping, Runs
 from xenpt.linux.e820 import E820
 from xenpt.linux.memblock import EMPTY_MEMBLOCK, NO_REGIONS, Memblock, Range, Regions
-from xenpt.linux.rules import LinuxRules
+from xenpt.linux.rules import GIB_PAGES, LinuxRules
 
 if TYPE_CHECKING:
+    from xenpt.plan import Plan
     from xenpt.xen.dom0 import Domain
 
 PMD_SIZE: Final = 1 << 21
+LIMIT_32_BIT_PAGES: Final = 64 * GIB_PAGES
 #: Where xen_relocate_p2m() maps the list: L4 slot 2, and more if it needs them.
 RELOCATED_SLOT: Final = 2
 RELOCATED_VADDR: Final = RELOCATED_SLOT * PAGE_SIZE * ENTRIES**3
@@ -30,6 +32,11 @@ class LinuxPanic(XenptError):
 
 class NotModelled(XenptError):
     """Linux goes on, but in a way that is not modelled: there is no verdict."""
+
+
+def kernel_base(plan: "Plan") -> int:
+    """Where Linux has frame 0 mapped: __START_KERNEL_map, with 32 bits PAGE_OFFSET."""
+    return START_KERNEL_MAP if plan.image.bits == 64 else int(plan.image.virt_base)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,14 +124,31 @@ class BootState:
         return bool(self.domain.plan.flags & SIF_INITDOMAIN)
 
     @property
+    def bits(self) -> int:
+        """64, or 32 for PAE."""
+        return self.domain.plan.image.bits
+
+    @property
+    def base(self) -> int:
+        """See kernel_base()."""
+        return kernel_base(self.domain.plan)
+
+    @property
+    def p2m_per_page(self) -> int:
+        """Entries of a page of the P->M list."""
+        return PAGE_SIZE * 8 // self.bits
+
+    @property
     def page_limit(self) -> int:
         """Pages of a domain that this Linux uses at most."""
+        if self.bits == 32:
+            return LIMIT_32_BIT_PAGES
         return self.rules.page_limit if self.initial_domain else self.rules.domu_page_limit
 
     @property
     def list_outside(self) -> bool:
         """The P->M list lies below the kernel's mapping: INIT_P2M was honoured, or it was moved."""
-        return self.initial_list.vaddr < START_KERNEL_MAP
+        return self.initial_list.vaddr < self.base
 
     @property
     def p2m_frames(self) -> tuple[int, int]:
@@ -183,11 +207,15 @@ class BootState:
             return base + _BRK_PAGES_BEFORE_BUFFER * PAGE_SIZE + buffer
         return pfn_up(int(self.domain.plan.image.virt_kend)) << PAGE_SHIFT
 
-    @staticmethod
-    def pfn(vaddr: int) -> int:
-        """Frame of an address of the kernel's mapping (__pa() >> PAGE_SHIFT)."""
-        return (vaddr - START_KERNEL_MAP) >> PAGE_SHIFT
+    def paddr(self, vaddr: int) -> int:
+        """Guest-physical address of one of the kernel's mapping (__pa())."""
+        return vaddr - self.base
+
+    def pfn(self, vaddr: int) -> int:
+        """Frame of an address of the kernel's mapping."""
+        return self.paddr(vaddr) >> PAGE_SHIFT
 
     def va(self, pfn: int) -> int:
         """Address of a frame in the direct map (__va())."""
-        return self.rules.page_offset + (pfn << PAGE_SHIFT)
+        offset = self.rules.page_offset if self.bits == 64 else self.base
+        return offset + (pfn << PAGE_SHIFT)

@@ -81,7 +81,7 @@ def _mapped(boot: Boot) -> BootState | None:
         e820=boot.state.e820,
         max_reservation=boot.state.max_reservation,
     ).run_to(Stage.INIT_MEM_MAPPING)
-    return None if fresh.panic else fresh.state
+    return fresh.state if fresh.verdict == "boots" else None
 
 
 def direct_map(state: BootState) -> Mapping:
