@@ -5,16 +5,17 @@ Modelled is what the named stages do to page tables, frames and memblock. Hyperc
 (console output, early_ioremap, cleanup_highmap, trap and callback setup) are in no stage.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from xenpt.abi import ENTRIES, PAGE_SHIFT, PAGE_SIZE, START_KERNEL_MAP, pfn_up, table_slot
 from xenpt.cost import Cost
-from xenpt.errors import PanicError, UsageError
+from xenpt.errors import PanicError, RefusedError, UsageError
 from xenpt.extents import Mapping
 from xenpt.inputs.config import Ram as E820Entry
+from xenpt.linux.agreement import compare
 from xenpt.linux.bugs import Bug, Seen, bugs_met
 from xenpt.linux.cleanup import Cleanup, free_list, p2m_free
 from xenpt.linux.e820 import end_of_ram, in_one_ram_entry
@@ -23,10 +24,14 @@ from xenpt.linux.pagetable import cleanup_highmap, setup_kernel_pagetable
 from xenpt.linux.rules import MAINLINE, LinuxRules
 from xenpt.linux.setup import MAXMEM_PAGES
 from xenpt.linux.stages import STAGES, Stage
+from xenpt.linux.standins import with_stand_ins
 from xenpt.linux.state import DOM0_DIES, RELOCATED_VADDR, BootState, InitialList, LinuxPanic
 from xenpt.xen.dom0 import Domain, setup_pv_physmap
+from xenpt.xen.guest import Guest
 from xenpt.xen.hypercalls import Call, Hypercalls
 
+#: Guests up to this size are checked unless told otherwise.
+CHECKED_PAGES = 1 << 18
 LEAF_SIZES = ("1g", "2m", "4k")
 
 
@@ -54,6 +59,9 @@ class Boot:
     :param e820: the map that Xen gives to the domain; None for a flat one
     :param max_reservation: pages that the domain may grow to; None for what its plan says
     :param record: keep the hypercalls of each stage, for small guests
+    :param check: do each hypercall and each store under Xen's rules, and compare after each stage;
+        None for small guests alone
+    :param gate: may refuse a hypercall, see Hypercalls
 
     :ivar state: as the last stage left it
     :ivar results: the stages that were run
@@ -69,9 +77,16 @@ class Boot:
         e820: Sequence[E820Entry] | None = None,
         max_reservation: int | None = None,
         record: bool = False,
+        check: bool | None = None,
+        gate: Callable[[Call], None] | None = None,
     ) -> None:
-        self.domain, self.rules, self.record = domain, rules, record
+        self.domain, self.rules, self.record, self.gate = domain, rules, record, gate
         self.state = initial_state(domain, rules, e820=e820, max_reservation=max_reservation)
+        self._guest: Guest | None = None
+        self._nr_words = 0
+        small = domain.plan.nr_pages <= CHECKED_PAGES
+        if (small if check is None else check) and not self._in_holes():
+            self._check(forced=bool(check))
         self.results: list[StageResult] = []
         self.panic: str | None = None
         self.cleanup: Cleanup | None = None
@@ -103,12 +118,38 @@ class Boot:
                 self.panic = str(panic)
         return self
 
+    def _check(self, *, forced: bool) -> None:
+        """Put the domain under Xen's rules, with places for what no symbol names.
+
+        :raises UsageError: it is asked for, and the kernel's image has no room for its tables
+        """
+        domain = self.state.domain
+        kernel = with_stand_ins(domain.plan.image, self.rules)
+        if kernel is None and forced:
+            raise UsageError("--check: the kernel's image is smaller than its static page tables")
+        if kernel is not None:
+            plan = replace(domain.plan, image=kernel)
+            self.state = replace(self.state, domain=replace(domain, plan=plan))
+            self._guest = Guest(domain, self.state.e820)
+
+    @property
+    def checked(self) -> dict[str, int] | None:
+        """Calls done under Xen's rules, and words compared behind the stages; None if unchecked."""
+        if self._guest is None:
+            return None
+        return {"calls": self._guest.nr_calls, "words": self._nr_words}
+
     def _run(self, stage: Stage) -> None:
         if stage is _dies_in(self.state):
             raise LinuxPanic(DOM0_DIES)
         self._check_unpin(stage)
-        hc = Hypercalls(record=self.record)
-        self.state, outcome = STAGES[stage](self.state, hc)
+        hc = Hypercalls(record=self.record, gate=self.gate, xen=self._guest)
+        try:
+            self.state, outcome = STAGES[stage](self.state, hc)
+        except RefusedError as refused:
+            raise LinuxPanic(f"kernel BUG in {stage.value}: Xen answers {refused}") from None
+        if self._guest is not None:
+            self._nr_words += compare(self.state, self._guest)
         if isinstance(outcome, Cleanup):
             self.cleanup, outcome = outcome, outcome.cost
             self._memblock["cleanup"] = self.state.memblock
@@ -151,15 +192,8 @@ class Boot:
 
     def _unseen_conflicts(self) -> list[dict[str, Any]]:
         """What lies in E820 holes and is overwritten there by a Linux without checks (SPEC H3)."""
-        entry = initial_state(self.domain, self.rules)
-        if self.rules.check_conflicts or not self.state.e820:
+        if self.rules.check_conflicts:
             return []
-        used = {
-            "kernel": (entry.text - START_KERNEL_MAP, entry.brk_end - START_KERNEL_MAP),
-            "page tables": tuple(pfn << PAGE_SHIFT for pfn in entry.pt_pfns),
-            "P->M list": tuple(pfn << PAGE_SHIFT for pfn in entry.initial_list.pfns),
-            "initrd": entry.initrd,
-        }
         source = f"Linux {self.rules.name}: xen_set_identity_and_remap() overwrites frames in holes"
         return [
             {
@@ -167,9 +201,32 @@ class Boot:
                 "value": end_of_ram(self.state.e820, span[0]),
                 "source": source,
             }
-            for name, span in used.items()
-            if span is not None and not in_one_ram_entry(self.state.e820, *span)
+            for name, span in self._in_holes().items()
         ]
+
+    def _in_holes(self) -> dict[str, tuple[int, int]]:
+        """What is in use at the entry, by name: bytes [start, end) that are not all in one RAM
+        entry, and at which this Linux does not look.
+        """
+        if not self.state.e820:
+            return {}
+        entry = initial_state(self.domain, self.rules)
+        pt_start, pt_end = entry.pt_pfns
+        first, end = entry.initial_list.pfns
+        used = {
+            "kernel": (entry.text - START_KERNEL_MAP, entry.brk_end - START_KERNEL_MAP),
+            "page tables": (pt_start << PAGE_SHIFT, pt_end << PAGE_SHIFT),
+            "P->M list": (first << PAGE_SHIFT, end << PAGE_SHIFT),
+            "initrd": entry.initrd,
+        }
+        unseen = set(used)
+        if self.rules.check_conflicts:  # SPEC H15: perhaps not at all of the kernel
+            unseen = set() if self.rules.check_brk else {"kernel"}
+        return {
+            name: span
+            for name, span in used.items()
+            if span is not None and name in unseen and not in_one_ram_entry(self.state.e820, *span)
+        }
 
     @cached_property
     def variants(self) -> dict[str, Cleanup]:
@@ -208,6 +265,7 @@ class Boot:
                 point: memblock.as_dict() if (memblock := self._memblock.get(point)) else None
                 for point in ("setup", "cleanup")
             },
+            "checked": self.checked,
             "beyond": self.beyond,
             "warnings": [bug.as_dict() for bug in self.bugs],
         }
@@ -271,7 +329,7 @@ def free_initial_p2m(
             replace(state, initial_list=replace(state.initial_list, mapping=mapping)), hc
         )[1]
     state, _ = setup_kernel_pagetable(state, Hypercalls())
-    return p2m_free(cleanup_highmap(state), hc)[1]
+    return p2m_free(cleanup_highmap(state, hc.aside()), hc)[1]
 
 
 def _dies_in(state: BootState) -> Stage | None:

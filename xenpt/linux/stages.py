@@ -33,7 +33,7 @@ class Stage(Enum):
 
 
 def _init_mem_mapping(state: BootState, hc: Hypercalls) -> Outcome:
-    return init_mem_mapping(cleanup_highmap(state), hc)
+    return init_mem_mapping(cleanup_highmap(state, hc.aside()), hc)
 
 
 #: In order; the same in all profiles.

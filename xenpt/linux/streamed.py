@@ -45,6 +45,7 @@ def stream_boot(
         rules=boot.rules,
         e820=boot.state.e820,
         max_reservation=boot.state.max_reservation,
+        check=False,
     ).run_to(Stage.INIT_MEM_MAPPING)
     if fresh.panic:
         return None
