@@ -15,8 +15,8 @@ from xenpt.cost import Cost
 from xenpt.errors import PanicError, RefusedError, UsageError
 from xenpt.extents import Mapping
 from xenpt.inputs.config import Ram as E820Entry
-from xenpt.linux.agreement import compare
 from xenpt.linux.bugs import Bug, Seen, bugs_met
+from xenpt.linux.checkedboot import CheckedBoot
 from xenpt.linux.cleanup import Cleanup, free_list, p2m_free
 from xenpt.linux.e820 import end_of_ram, in_one_ram_entry
 from xenpt.linux.memblock import Memblock
@@ -24,10 +24,8 @@ from xenpt.linux.pagetable import cleanup_highmap, setup_kernel_pagetable
 from xenpt.linux.rules import MAINLINE, LinuxRules
 from xenpt.linux.setup import MAXMEM_PAGES
 from xenpt.linux.stages import STAGES, Stage
-from xenpt.linux.standins import with_stand_ins
 from xenpt.linux.state import DOM0_DIES, RELOCATED_VADDR, BootState, InitialList, LinuxPanic
 from xenpt.xen.dom0 import Domain, setup_pv_physmap
-from xenpt.xen.guest import Guest
 from xenpt.xen.hypercalls import Call, Hypercalls
 
 #: Guests up to this size are checked unless told otherwise.
@@ -82,11 +80,12 @@ class Boot:
     ) -> None:
         self.domain, self.rules, self.record, self.gate = domain, rules, record, gate
         self.state = initial_state(domain, rules, e820=e820, max_reservation=max_reservation)
-        self._guest: Guest | None = None
-        self._nr_words = 0
+        self._checked: CheckedBoot | None = None
         small = domain.plan.nr_pages <= CHECKED_PAGES
         if (small if check is None else check) and not self._in_holes():
-            self._check(forced=bool(check))
+            self._checked = CheckedBoot.of(self.state)
+        if check and self._checked is None and not self._in_holes():
+            raise UsageError("--check: the kernel's image is smaller than its static page tables")
         self.results: list[StageResult] = []
         self.panic: str | None = None
         self.cleanup: Cleanup | None = None
@@ -118,38 +117,23 @@ class Boot:
                 self.panic = str(panic)
         return self
 
-    def _check(self, *, forced: bool) -> None:
-        """Put the domain under Xen's rules, with places for what no symbol names.
-
-        :raises UsageError: it is asked for, and the kernel's image has no room for its tables
-        """
-        domain = self.state.domain
-        kernel = with_stand_ins(domain.plan.image, self.rules)
-        if kernel is None and forced:
-            raise UsageError("--check: the kernel's image is smaller than its static page tables")
-        if kernel is not None:
-            plan = replace(domain.plan, image=kernel)
-            self.state = replace(self.state, domain=replace(domain, plan=plan))
-            self._guest = Guest(domain, self.state.e820)
-
     @property
     def checked(self) -> dict[str, int] | None:
         """Calls done under Xen's rules, and words compared behind the stages; None if unchecked."""
-        if self._guest is None:
-            return None
-        return {"calls": self._guest.nr_calls, "words": self._nr_words}
+        return None if self._checked is None else self._checked.as_dict()
 
     def _run(self, stage: Stage) -> None:
         if stage is _dies_in(self.state):
             raise LinuxPanic(DOM0_DIES)
         self._check_unpin(stage)
-        hc = Hypercalls(record=self.record, gate=self.gate, xen=self._guest)
+        hc = Hypercalls(record=self.record, gate=self.gate)
+        before = self.state
         try:
-            self.state, outcome = STAGES[stage](self.state, hc)
+            self.state, outcome = STAGES[stage](before, hc)
+            if self._checked is not None:
+                self._checked.follow(stage, before, outcome)
         except RefusedError as refused:
             raise LinuxPanic(f"kernel BUG in {stage.value}: Xen answers {refused}") from None
-        if self._guest is not None:
-            self._nr_words += compare(self.state, self._guest)
         if isinstance(outcome, Cleanup):
             self.cleanup, outcome = outcome, outcome.cost
             self._memblock["cleanup"] = self.state.memblock

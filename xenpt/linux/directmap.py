@@ -7,6 +7,7 @@ an earlier call made are kept, entries and all. SPEC F4.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -219,10 +220,7 @@ def _table_rows(new: dict[int, Regions], frames: _Frames, work: _Work) -> Runs:
     origin, _, step = np.array(frames, np.int64)[at].T
     pfn = origin + (rows[:, 3] - bounds[at]) * step
     vpn = (work.state.rules.page_offset >> PAGE_SHIFT) + rows[:, 0]
-    flags = np.array(
-        [wrprotect(bits, work.state.rules) for bits in frame_flags(work.state, pfn).tolist()],
-        np.uint64,
-    )
+    flags = frame_flags(work.state, pfn)
     return run_array(vpn, pfn, rows[:, 1], step, rows[:, 2], flags)
 
 
@@ -308,6 +306,7 @@ def _cut_at(low: int, high: int, edges: Iterable[Range]) -> Iterator[Range]:
 def _issue(work: _Work, hc: Hypercalls, rows: Runs, end: int) -> None:
     """Hook the new tables in; clear what lies behind `end` in the last L2 and L3 pages."""
     page_offset = work.state.rules.page_offset
+    protect = partial(wrprotect, rules=work.state.rules)
     parents = _parents(work, rows)
     last = {level: (end - 1) >> (9 * level) for level in (2, 3)}
     hooks = {
@@ -315,13 +314,14 @@ def _issue(work: _Work, hc: Hypercalls, rows: Runs, end: int) -> None:
         for level in last
     }
     head = len(rows) - sum(hook is not None for hook in hooks.values())
-    hc.hook_tables(rows[:head], parents[:head], page_offset)
+    hc.hook_tables(rows[:head], parents[:head], page_offset, protect)
     for level, hook in hooks.items():
         table = _frame_of(work, rows, level, last[level])
         for slot, nr in _empty_slots(work.state, level, end):
             hc.mmu_update(level, table, slot, None, 0, nr=nr)
         if hook is not None:
-            hc.hook_tables(rows[hook : hook + 1], parents[hook : hook + 1], page_offset)
+            one = slice(hook, hook + 1)
+            hc.hook_tables(rows[one], parents[one], page_offset, protect)
 
 
 def _last_row(rows: Runs, level: int, vpn: int) -> int | None:

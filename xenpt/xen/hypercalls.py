@@ -79,6 +79,11 @@ class Call:
             )
 
 
+def read_only(flags: int) -> int:
+    """Bits of an entry without RW."""
+    return flags & ~PTE_RW
+
+
 class Xen(Protocol):
     """The other side of the hypercall page, where there is one: `xenpt.xen.guest.Guest`."""
 
@@ -219,12 +224,19 @@ class Hypercalls:
         """The guest fills a page with zeros before it becomes a table, or when it no longer is."""
         self.store(pfn, 0, None, 0, nr=ENTRIES)
 
-    def hook_tables(self, tables: Runs, parents: np.ndarray, page_offset: int) -> None:
+    def hook_tables(
+        self,
+        tables: Runs,
+        parents: np.ndarray,
+        page_offset: int,
+        protect: Callable[[int], int] = read_only,
+    ) -> None:
         """Early boot's new page tables, in order: made read-only, pinned if of level 1, hooked in.
 
         :param tables: RUN rows of tables; no row crosses a table of its parent's level
         :param parents: frame of the parent of each row
         :param page_offset: virtual start of the direct map, through which they become read-only
+        :param protect: the bits of such an entry, of those that it has while it is writable
 
         Models xen_alloc_pte_init, xen_alloc_pmd_init and set_pmd, set_pud, set_pgd behind them.
         """
@@ -243,9 +255,8 @@ class Hypercalls:
             )
             for i in range(int(row["nr"])):
                 pfn = int(row["pfn"]) + i * int(row["step"])
-                self.update_va_mapping(
-                    page_offset + (pfn << PAGE_SHIFT), pfn, int(row["flags"]) & ~PTE_RW
-                )
+                flags = protect(int(row["flags"]))
+                self.update_va_mapping(page_offset + (pfn << PAGE_SHIFT), pfn, flags)
                 if level == 1:
                     self.mmuext_op(MMUEXT_PIN_L1_TABLE, pfn)
                 self.mmu_update(level + 1, int(parent), slot + i, pfn, TABLE_PROT)
@@ -279,11 +290,23 @@ class Hypercalls:
         if self._batch is not None:
             self._batch.append(call)
         elif self._gate is None and self._xen is None:
-            self._accept(call)
+            self._count_call(call)
+            if self.log is not None and call.nr:
+                self.log.append(call)
         else:
+            self._issue_singly(call)
+
+    def _issue_singly(self, call: Call) -> None:
+        """Ask for each call before it is counted; the log then has those that were made."""
+        done = 0
+        try:
             for single in call.each():
                 self._ask(single)
-                self._accept(single)
+                self._count_call(single)
+                done += 1
+        finally:
+            if self.log is not None and done:
+                self.log.append(replace(call, nr=done))
 
     def _ask(self, call: Call) -> None:
         try:
@@ -295,13 +318,11 @@ class Hypercalls:
             if not call.may_fail:
                 raise
 
-    def _accept(self, call: Call) -> None:
+    def _count_call(self, call: Call) -> None:
         if not call.batched:
             self._count(call.op, call.nr)
         if call.op == "mmuext_op":
             self._count_mmuext(call.command, call.nr)
-        if self.log is not None and call.nr:
-            self.log.append(call)
 
     def _count(self, op: str, nr: int) -> None:
         self.by_type[op] += nr * self._times
