@@ -86,7 +86,8 @@ def boot(options: Namespace) -> Answer:
     planned = _plan(options)
     if planned.panic:
         return Answer(_panicked_boot(planned), panic_report(planned, rules.name), NO)
-    booted = Boot(build(planned), rules=rules, e820=planned.host.map).run()
+    domain = build(planned)
+    booted = Boot(domain, rules=rules, e820=planned.host.map, check=options.check).run()
     data = booted.as_dict()
     if data["cleanup"] is not None:
         data["cleanup"] |= _chosen(planned)
@@ -239,6 +240,7 @@ def _panicked_boot(planned: Plan) -> dict[str, Any]:
         "stages": [],
         "cleanup": None,
         "memblock": {"setup": None, "cleanup": None},
+        "checked": None,
         "beyond": planned.beyond,
         "warnings": [],
     }

@@ -47,6 +47,13 @@ def boot_report(boot: Boot, beyond: Iterable[dict[str, Any]]) -> Report:
             f"{cost.memblock_free_calls:,} calls of memblock_free."
         )
         report += [Line(), Prose(text)]
+    if boot.checked is not None and not boot.panic:
+        text = (
+            f"checked: {boot.checked['calls']:,} hypercalls made under Xen's rules, and "
+            f"{boot.checked['words']:,} words of page tables compared behind the stages, with all "
+            "types and counts: no difference."
+        )
+        report += [Line(), Prose(text)]
     for bug in boot.bugs:
         report += [Line(), Prose(f"bug {bug.id}: {bug.text}. Fix: {bug.fix}.", BAD)]
     return [*report, *beyond_report(beyond)]

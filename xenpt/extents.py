@@ -50,6 +50,9 @@ Runs = npt.NDArray[np.void]
 Frames = npt.NDArray[np.uint64]
 Ints = npt.NDArray[np.int64]
 EMPTY = np.empty(0, RUN)
+#: Frames of the host that are not the domain's (holes that are mapped as they are) are named by a
+#: pfn that no domain has: IDENTITY + mfn.
+IDENTITY = 1 << 44
 #: Half-open ranges of pfns, as pairs or as an (n, 2) array; any order, touching ones are joined.
 Ranges = Sequence[tuple[int, int]] | npt.NDArray[np.int64]
 

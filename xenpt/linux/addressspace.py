@@ -13,7 +13,6 @@ import numpy as np
 from xenpt.abi import (
     ENTRIES,
     ISA_END_ADDRESS,
-    LEVELS,
     PAGE_SHIFT,
     PTE_DIRTY,
     PTE_NX,
@@ -22,12 +21,11 @@ from xenpt.abi import (
     PTE_RW,
     START_KERNEL_MAP,
     TABLE_PROT,
-    TABLE_SHIFT,
 )
 from xenpt.engine import mark_read_only
-from xenpt.errors import UsageError
 from xenpt.extents import (
     EMPTY,
+    IDENTITY,
     P2M,
     Mapping,
     Runs,
@@ -38,22 +36,15 @@ from xenpt.extents import (
     make_runs,
     sort_leaves,
     sort_tables,
-    tables_of,
 )
 from xenpt.image import PageTableImage, materialise
 from xenpt.linux.directmap import KERNEL_PTE, kernel_ro_pte
 from xenpt.linux.memblock import Regions
+from xenpt.linux.pagetable import SAVED_DIRTY, initial_l1, static_tables
 from xenpt.linux.state import BootState
 
-#: Frames of the host that are not the domain's (holes that are mapped as they are), named by a
-#: pfn that no domain has: IDENTITY + mfn.
-IDENTITY = 1 << 44
 #: Entries of such frames: Xen makes memory of devices uncached.
 _IO_PTE = KERNEL_PTE | PTE_PWT | PTE_PCD
-_SAVED_DIRTY = 1 << 58
-_LEVEL3_KERNEL = 511 << (3 * TABLE_SHIFT) | 0xFFFF << 36  # vpn of L4 slot 511
-_FIXMAP = START_KERNEL_MAP + (1 << 30)
-_LEVEL1_FIXMAP = 506  # its first slot in level2_fixmap_pgt
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,54 +84,16 @@ def address_space(state: BootState) -> AddressSpace:
     parts = [_direct_map(state), state.initial_list.mapping, state.vmemmap, state.new_list]
     held = [part for part in parts if part is not None]
     leaves = np.concatenate([part.leaves for part in held])
-    tables = np.concatenate([_static_tables(state), *(part.tables for part in held)])
+    tables = np.concatenate([static_tables(state), *(part.tables for part in held)])
     mapping = Mapping(coalesce(sort_leaves(leaves)), sort_tables(tables))
     return AddressSpace(mapping, np.concatenate((_kernel_aliases(state), state.aliases)))
 
 
-def _static_tables(state: BootState) -> Runs:
-    top = state.rules.page_offset >> PAGE_SHIFT
-    kernel, fixmap = START_KERNEL_MAP >> PAGE_SHIFT, _FIXMAP >> PAGE_SHIFT
-    names = dict(state.rules.ro_tables)
-    root = state.rules.ro_tables[0][0]
-    rows = [
-        (0, root, 1, LEVELS, 0),
-        (top, "level3_ident_pgt", 1, 3, TABLE_PROT),
-        (top, "level2_ident_pgt", 1, 2, TABLE_PROT),
-        (_LEVEL3_KERNEL, "level3_kernel_pgt", 1, 3, TABLE_PROT),
-        (kernel, "level2_kernel_pgt", 1, 2, TABLE_PROT),
-        (fixmap, "level2_fixmap_pgt", 1, 2, TABLE_PROT),
-        (
-            fixmap + _LEVEL1_FIXMAP * ENTRIES,
-            "level1_fixmap_pgt",
-            names["level1_fixmap_pgt"],
-            1,
-            TABLE_PROT,
-        ),
-    ]
-    unknown = [name for _, name, *_ in rows if state.symbol(name) is None]
-    if unknown:
-        raise UsageError(f"the address of {unknown[0]} is not known: give --system-map")
-    return make_runs(
-        (vpn, state.symbol_pfn(name) or 0, nr, 1, level, flags)
-        for vpn, name, nr, level, flags in rows
-    )
-
-
 def _kernel_aliases(state: BootState) -> Runs:
     """level2_kernel_pgt's entries: Xen's L1 tables, as far as they are still mapped."""
-    rows: Runs = np.concatenate([EMPTY, *(_initial_l1(state, a, b) for a, b in state.highmap)])
+    rows: Runs = np.concatenate([EMPTY, *(initial_l1(state, a, b) for a, b in state.highmap)])
     rows["level"] = 2
     return rows
-
-
-def _initial_l1(state: BootState, first: int, end: int) -> Runs:
-    """Xen's L1 tables of slots [first, end) of the kernel's first GiB."""
-    start = START_KERNEL_MAP >> PAGE_SHIFT
-    tables = state.domain.initial.tables
-    found = tables_of(tables, start + first * ENTRIES, start + end * ENTRIES)
-    l1: Runs = found[found["level"] == 1]
-    return l1
 
 
 # --- The direct map ----------------------------------------------------------------------------
@@ -154,7 +107,7 @@ def _direct_map(state: BootState) -> Mapping:
     if len(state.tables):
         leaves = np.concatenate((leaves, *_ram_leaves(state)))
     leaves = _protect(state, sort_leaves(leaves))
-    xen = _initial_l1(state, 0, nr_xen)
+    xen = initial_l1(state, 0, nr_xen)
     xen["vpn"] = column(xen, "vpn") - (START_KERNEL_MAP >> PAGE_SHIFT) + top
     if state.rules.nx_ident_map:
         xen["flags"] |= np.uint64(PTE_NX)
@@ -170,24 +123,21 @@ def _initial_leaves(state: BootState) -> Runs:
     top, start = state.rules.page_offset >> PAGE_SHIFT, START_KERNEL_MAP >> PAGE_SHIFT
     leaves = clip(state.domain.initial.leaves, start, start + state.nr_initial_l1 * ENTRIES)
     leaves["vpn"] = column(leaves, "vpn") - start + top
-    own = Regions.of((*state.own_entries, *_unmapped(state)))
+    own = Regions.of((*state.own_entries, *state.reset))
     kept = _without(leaves, Regions.of((top + a, top + b) for a, b in own))
     rows = [(top + a, a, b - a, 1, 1, KERNEL_PTE) for a, b in state.own_entries]
+    if state.rules.map_holes_identity:
+        rows += [(top + a, IDENTITY + a, b - a, 1, 1, _IO_PTE) for a, b in state.reset]
     return np.concatenate((kept, make_runs(rows)))
-
-
-def _unmapped(state: BootState) -> Regions:
-    """Pages of holes: xen_memory_setup() unmaps them, or maps them as they are."""
-    return state.identity.clip(0, state.nr_initial_l1 * ENTRIES)
 
 
 def _ram_leaves(state: BootState) -> list[Runs]:
     top = state.rules.page_offset >> PAGE_SHIFT
-    held = Regions.of([(0, _initial_pages(state))]) - _unmapped(state)
+    held = Regions.of([(0, state.nr_initial_pages)])
+    if not state.rules.map_holes_identity:
+        held -= state.reset
     ram = Regions.of((a >> PAGE_SHIFT, b >> PAGE_SHIFT) for a, b in state.memblock.memory)
-    # Holes behind Xen's mapping have no table yet when they are mapped as they are, and get none.
-    end = _initial_pages(state) if state.rules.map_holes_identity else 0
-    io = state.identity.clip(0, max(end, ISA_END_ADDRESS >> PAGE_SHIFT))
+    io = state.identity.clip(0, ISA_END_ADDRESS >> PAGE_SHIFT) - held
     own = ram.clip(0, state.nr_pages) - held - io
     rows = [(top + a, a, b - a, 1, 1, KERNEL_PTE) for a, b in own]
     rows += [(top + a, IDENTITY + a, b - a, 1, 1, _IO_PTE) for a, b in io]
@@ -195,21 +145,16 @@ def _ram_leaves(state: BootState) -> list[Runs]:
     return [make_runs(rows)]
 
 
-def _initial_pages(state: BootState) -> int:
-    start, end = state.domain.plan.total
-    return int(min((end - start) >> PAGE_SHIFT, state.nr_initial_l1 * ENTRIES))
-
-
 def _protect(state: BootState, leaves: Runs) -> Runs:
     """Clear RW of the list's frames and of page tables, each in the way that Linux does it."""
     top, frames = state.rules.page_offset >> PAGE_SHIFT, state.p2m_frames
-    by_list = state.ro_frames.clip(*frames)
+    by_list = state.ro_frames.clip(max(frames[0], state.nr_initial_pages), frames[1])
     own = _ro_entries(state)
     tables = state.ro_frames - by_list - own
     leaves, _ = mark_read_only(leaves, tables.ranges)
-    if state.rules.saved_dirty:
+    if state.rules.saved_dirty:  # see wrprotect()
         dirty = leaves["flags"] & np.uint64(PTE_RW | PTE_DIRTY) == np.uint64(PTE_DIRTY)
-        leaves["flags"][dirty] += np.uint64(_SAVED_DIRTY - PTE_DIRTY)
+        leaves["flags"][dirty] += np.uint64(SAVED_DIRTY - PTE_DIRTY)
     leaves, _ = mark_read_only(leaves, by_list.ranges)
     own = own.clip(0, state.nr_pages)
     rows = [(top + a, a, b - a, 1, 1, kernel_ro_pte(state.rules)) for a, b in own]

@@ -19,7 +19,7 @@ from xenpt.abi import (
 )
 from xenpt.cost import Cost
 from xenpt.linux.memblock import Regions
-from xenpt.linux.pagetable import PAGE_KERNEL, PAGE_KERNEL_RO
+from xenpt.linux.pagetable import PAGE_KERNEL, page_kernel_ro
 from xenpt.linux.state import BootState
 from xenpt.xen.hypercalls import Hypercalls
 
@@ -39,7 +39,7 @@ def setup_kernel_pagetable(state: BootState, hc: Hypercalls) -> tuple[BootState,
     nr_held = state.nr_initial_l1
     nr_new = min(max(-(-state.nr_pages // ENTRIES) - nr_held, 0), IDENT_TABLES)
     for _ in hc.repeat(nr_new + RO_PAGES):
-        hc.update_va_mapping(None, None, PAGE_KERNEL_RO)
+        hc.update_va_mapping(None, None, page_kernel_ro(state.rules))
     hc.mmuext_op(MMUEXT_UNPIN_TABLE, state.pfn(int(state.domain.plan.pt_base)))
     hc.mmuext_op(MMUEXT_PIN_L3_TABLE)
     hc.mmuext_op(MMUEXT_NEW_BASEPTR)

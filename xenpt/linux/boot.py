@@ -5,7 +5,7 @@ Modelled is what the named stages do to page tables, frames and memblock. Hyperc
 (console output, early_ioremap, cleanup_highmap, trap and callback setup) are in no stage.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -20,11 +20,13 @@ from xenpt.abi import (
     table_slot,
 )
 from xenpt.cost import Cost
-from xenpt.errors import PanicError, UsageError
+from xenpt.errors import PanicError, RefusedError, UsageError
 from xenpt.extents import Mapping
 from xenpt.inputs.config import Ram as E820Entry
 from xenpt.linux.bugs import Bug, Seen, bugs_met
+from xenpt.linux.checkedboot import CheckedBoot
 from xenpt.linux.cleanup import Cleanup, free_list, p2m_free
+from xenpt.linux.e820 import in_one_ram_entry
 from xenpt.linux.memblock import Memblock
 from xenpt.linux.pagetable import cleanup_highmap, setup_kernel_pagetable
 from xenpt.linux.rules import MAINLINE, LinuxRules
@@ -43,6 +45,8 @@ from xenpt.plan import Plan
 from xenpt.xen.dom0 import Domain, setup_pv_physmap
 from xenpt.xen.hypercalls import Call, Hypercalls
 
+#: Guests up to this size are checked unless told otherwise.
+CHECKED_PAGES = 1 << 18
 LEAF_SIZES = ("1g", "2m", "4k")
 #: What becomes of the initial list, where it is not freed.
 _KEEPS = {"32-bit": "goes on with the list's own pages", "auto-translated": "uses no P->M list"}
@@ -73,6 +77,9 @@ class Boot:
     :param e820: the map that Xen gives to the domain; None for a flat one
     :param max_reservation: pages that the domain may grow to; None for what its plan says
     :param record: keep the hypercalls of each stage, for small guests
+    :param check: do each hypercall and each store under Xen's rules, and compare after each stage;
+        None for small guests alone
+    :param gate: may refuse a hypercall, see Hypercalls
 
     :ivar state: as the last stage left it
     :ivar results: the stages that were run
@@ -89,9 +96,17 @@ class Boot:
         e820: Sequence[E820Entry] | None = None,
         max_reservation: int | None = None,
         record: bool = False,
+        check: bool | None = None,
+        gate: Callable[[Call], None] | None = None,
     ) -> None:
-        self.domain, self.rules, self.record = domain, rules, record
+        self.domain, self.rules, self.record, self.gate = domain, rules, record, gate
         self.state = initial_state(domain, rules, e820=e820, max_reservation=max_reservation)
+        self._checked: CheckedBoot | None = None
+        small = domain.plan.nr_pages <= CHECKED_PAGES
+        if (small if check is None else check) and not self._in_holes():
+            self._checked = CheckedBoot.of(self.state)
+        if check and self._checked is None and not self._in_holes():
+            raise UsageError("--check: the kernel's image is smaller than its static page tables")
         self.results: list[StageResult] = []
         self.panic: str | None = None
         self.not_modelled: str | None = None
@@ -131,12 +146,23 @@ class Boot:
                 self.not_modelled = str(gap)
         return self
 
+    @property
+    def checked(self) -> dict[str, int] | None:
+        """Calls done under Xen's rules, and words compared behind the stages; None if unchecked."""
+        return None if self._checked is None else self._checked.as_dict()
+
     def _run(self, stage: Stage) -> None:
         if stage is _dies_in(self.state):
             raise LinuxPanic(DOM0_DIES)
         self._check_unpin(stage)
-        hc = Hypercalls(record=self.record)
-        self.state, outcome = STAGES[stage](self.state, hc)
+        hc = Hypercalls(record=self.record, gate=self.gate)
+        before = self.state
+        try:
+            self.state, outcome = STAGES[stage](before, hc)
+            if self._checked is not None:
+                self._checked.follow(stage, before, outcome)
+        except RefusedError as refused:
+            raise LinuxPanic(f"kernel BUG in {stage.value}: Xen answers {refused}") from None
         if isinstance(outcome, Cleanup):
             self.cleanup, outcome = outcome, outcome.cost
             self._memblock["cleanup"] = self.state.memblock
@@ -177,6 +203,30 @@ class Boot:
             passed.append({"limit": text, "value": limit, "source": source})
         return passed
 
+    def _in_holes(self) -> dict[str, tuple[int, int]]:
+        """What is in use at the entry, by name: bytes [start, end) that are not all in one RAM
+        entry, and at which this Linux does not look.
+        """
+        if not self.state.e820:
+            return {}
+        entry = initial_state(self.domain, self.rules)
+        pt_start, pt_end = entry.pt_pfns
+        first, end = entry.initial_list.pfns
+        used = {
+            "kernel": (entry.paddr(entry.text), entry.paddr(entry.brk_end)),
+            "page tables": (pt_start << PAGE_SHIFT, pt_end << PAGE_SHIFT),
+            "P->M list": (first << PAGE_SHIFT, end << PAGE_SHIFT),
+            "initrd": entry.initrd,
+        }
+        unseen = set(used)
+        if self.rules.check_conflicts:  # SPEC H15: perhaps not at all of the kernel
+            unseen = set() if self.rules.check_brk else {"kernel"}
+        return {
+            name: span
+            for name, span in used.items()
+            if span is not None and name in unseen and not in_one_ram_entry(self.state.e820, *span)
+        }
+
     @cached_property
     def variants(self) -> dict[str, Cleanup]:
         """The cleanup of the same list with other leaves, by largest leaf: "1g", "2m", "4k"."""
@@ -215,6 +265,7 @@ class Boot:
                 point: memblock.as_dict() if (memblock := self._memblock.get(point)) else None
                 for point in ("setup", "cleanup")
             },
+            "checked": self.checked,
             "beyond": self.beyond,
             "warnings": [bug.as_dict() for bug in self.bugs],
         }
@@ -302,7 +353,7 @@ def free_initial_p2m(
             replace(state, initial_list=replace(state.initial_list, mapping=mapping)), hc
         )[1]
     state, _ = setup_kernel_pagetable(state, Hypercalls())
-    return p2m_free(cleanup_highmap(state), hc)[1]
+    return p2m_free(cleanup_highmap(state, hc.aside()), hc)[1]
 
 
 def _dies_in(state: BootState) -> Stage | None:

@@ -5,8 +5,10 @@ Under Xen PV there are no large pages, so each 2 MiB of RAM needs an L1 table. T
 an earlier call made are kept, entries and all. SPEC F4.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
 
 import numpy as np
 
@@ -16,17 +18,17 @@ from xenpt.abi import (
     MMUEXT_NEW_BASEPTR,
     MMUEXT_TLB_FLUSH_LOCAL,
     PAGE_SHIFT,
-    PTE_DIRTY,
     PTE_RW,
     PTE_USER,
     START_KERNEL_MAP,
     round_down,
+    round_up,
 )
 from xenpt.cost import Cost
-from xenpt.extents import Frames, Ints, Runs, column, expand, run_array, tables_of
+from xenpt.extents import IDENTITY, Frames, Ints, Runs, column, expand, run_array, tables_of
 from xenpt.linux.e820 import RAM
 from xenpt.linux.memblock import Memblock, Range, Regions
-from xenpt.linux.pagetable import PAGE_KERNEL
+from xenpt.linux.pagetable import PAGE_KERNEL, initial_l1, page_kernel_ro, wrprotect
 from xenpt.linux.rules import LinuxRules
 from xenpt.linux.state import PMD_SIZE, BootState, LinuxPanic
 from xenpt.xen.hypercalls import Hypercalls
@@ -42,7 +44,7 @@ KERNEL_PTE = PAGE_KERNEL | PTE_USER | 1 << 52
 
 def kernel_ro_pte(rules: LinuxRules) -> int:
     """PAGE_KERNEL_RO as Xen stores it."""
-    return KERNEL_PTE & ~PTE_RW & ~(PTE_DIRTY if rules.saved_dirty else 0)
+    return page_kernel_ro(rules) | PTE_USER | 1 << 52
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,21 +126,14 @@ def _list_ro(state: BootState) -> Regions:
     if not state.list_outside or not rules.ro_initial_p2m or ignored:
         return Regions()
     first, end = state.p2m_frames
-    return Regions.of([(max(first, _nr_initial_pages(state)), end)])
-
-
-def _nr_initial_pages(state: BootState) -> int:
-    """Pages from frame 0 on that Xen's L1 tables map, of those that Linux keeps."""
-    start, end = state.domain.plan.total
-    return int(min(end - start, ENTRIES * PMD_SIZE)) >> PAGE_SHIFT
+    return Regions.of([(max(first, state.nr_initial_pages), end)])
 
 
 def _nr_ptes(state: BootState) -> int:
     """PTEs that are stored: of all pages mapped, those that Xen's L1 tables do not hold already."""
-    held = Regions.of([(0, _nr_initial_pages(state) << PAGE_SHIFT)])
+    held = Regions.of([(0, state.nr_initial_pages << PAGE_SHIFT)])
     if not state.rules.map_holes_identity:
-        unmapped = state.identity.clip(0, state.max_pfn_mapped + 1)
-        held -= Regions(tuple((a << PAGE_SHIFT, b << PAGE_SHIFT) for a, b in unmapped))
+        held -= Regions(tuple((a << PAGE_SHIFT, b << PAGE_SHIFT) for a, b in state.reset))
     return (state.memblock.memory.add(0, ISA_END_ADDRESS) - held).size >> PAGE_SHIFT
 
 
@@ -185,6 +180,8 @@ def _map(work: _Work, hc: Hypercalls, start: int, end: int, *, from_buffer: bool
     nr = sum(regions.size for regions in new.values())
     work, frames = _alloc_low_pages(work, nr, from_buffer=from_buffer)
     rows = _table_rows(new, frames, work)
+    if hc.checked:
+        _store_ptes(work, hc, rows, start, end)
     _issue(work, hc, rows, end)
     if work.state.rules.flush_each_mapping:
         hc.mmuext_op(MMUEXT_TLB_FLUSH_LOCAL)
@@ -281,9 +278,56 @@ def frame_flags(state: BootState, pfn: Ints) -> Frames:
     return flags
 
 
+def _store_ptes(work: _Work, hc: Hypercalls, rows: Runs, start: int, end: int) -> None:
+    """phys_pte_init() of pfns [start, end): Linux's own stores, into new tables before they are
+    hooked in, else into live ones.
+
+    A pfn that has no frame yet gets no entry; of those that Xen's L1 tables map only the unmapped
+    ones do.
+    """
+    state = work.state
+    for pfn in expand(rows, tables=True)["pfn"].tolist():
+        hc.clear_page(pfn)
+    held = Regions.of([(0, state.nr_initial_pages)])
+    if not state.rules.map_holes_identity:
+        held -= state.reset
+    tables = _l1_frames(work, rows)
+    read_only = _list_ro(state)
+    for low, high in Regions.of([(start, min(end, state.nr_pages))]) - held:
+        for first, stop in _cut_at(low, high, (*state.identity, *read_only)):
+            base, flags = 0, PAGE_KERNEL
+            if state.identity.meets(first, stop):
+                base = IDENTITY
+            elif read_only.meets(first, stop):
+                flags &= ~PTE_RW
+            slot, table = first % ENTRIES, tables[first // ENTRIES]
+            hc.store(table, slot, base + first, flags, nr=stop - first)
+
+
+def _l1_frames(work: _Work, rows: Runs) -> dict[int, int]:
+    """Frames of the L1 tables of the direct map by their number: Xen's, older ones, new ones."""
+    found: dict[int, int] = {}
+    for top, runs in (
+        (START_KERNEL_MAP >> PAGE_SHIFT, initial_l1(work.state, 0, ENTRIES)),
+        *((work.state.rules.page_offset >> PAGE_SHIFT, runs) for runs in (*work.tables, rows)),
+    ):
+        single = expand(runs[runs["level"] == 1], tables=True)
+        number = (column(single, "vpn") - top) // ENTRIES
+        found |= zip(number.tolist(), single["pfn"].tolist(), strict=True)
+    return found
+
+
+def _cut_at(low: int, high: int, edges: Iterable[Range]) -> Iterator[Range]:
+    """[low, high) cut at tables' borders and at the ends of other ranges."""
+    cuts = {low, high, *range(round_up(low, ENTRIES), high, ENTRIES)}
+    cuts.update(edge for pair in edges for edge in pair if low < edge < high)
+    yield from pairwise(sorted(cuts))
+
+
 def _issue(work: _Work, hc: Hypercalls, rows: Runs, end: int) -> None:
     """Hook the new tables in; clear what lies behind `end` in the last L2 and L3 pages."""
     page_offset = work.state.rules.page_offset
+    protect = partial(wrprotect, rules=work.state.rules)
     parents = _parents(work, rows) if hc.one_by_one else np.full(len(rows), -1)
     last = {level: (end - 1) >> (9 * level) for level in (2, 3)}
     hooks = {
@@ -291,13 +335,14 @@ def _issue(work: _Work, hc: Hypercalls, rows: Runs, end: int) -> None:
         for level in last
     }
     head = len(rows) - sum(hook is not None for hook in hooks.values())
-    hc.hook_tables(rows[:head], parents[:head], page_offset)
+    hc.hook_tables(rows[:head], parents[:head], page_offset, protect)
     for level, hook in hooks.items():
         table = _frame_of(work, rows, level, last[level])
         for slot, nr in _empty_slots(work.state, level, end):
             hc.mmu_update(level, table, slot, None, 0, nr=nr)
         if hook is not None:
-            hc.hook_tables(rows[hook : hook + 1], parents[hook : hook + 1], page_offset)
+            one = slice(hook, hook + 1)
+            hc.hook_tables(rows[one], parents[one], page_offset, protect)
 
 
 def _last_row(rows: Runs, level: int, vpn: int) -> int | None:

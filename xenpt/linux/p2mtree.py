@@ -31,7 +31,7 @@ from xenpt.extents import Ints, Mapping, Runs, make_runs, sort_leaves, sort_tabl
 from xenpt.linux.directmap import KERNEL_PTE, kernel_ro_pte
 from xenpt.linux.memblock import Regions
 from xenpt.linux.pages import Pages, placed
-from xenpt.linux.pagetable import PAGE_KERNEL, PAGE_KERNEL_RO
+from xenpt.linux.pagetable import PAGE_KERNEL, page_kernel_ro
 from xenpt.linux.rules import GIB_PAGES
 from xenpt.linux.state import PMD_SIZE, BootState, LinuxPanic
 from xenpt.xen.hypercalls import Hypercalls
@@ -92,6 +92,7 @@ class _Tree:
         self.state, self.hc = state, hc
         text = "Out of memory" if state.rules.list_pages_by_bootmem else _NO_PAGE
         self.pages = Pages(state.memblock, LinuxPanic(f"Kernel panic - not syncing: {text}"))
+        self.read_only = page_kernel_ro(state.rules)
         self.tables: dict[tuple[int, int], int] = {}
         self.filler = self.filler_table = 0
         self.filler_tables: tuple[int, ...] = ()
@@ -104,8 +105,8 @@ class _Tree:
         missing_table, self.filler_table = self._announced_l1(), self._announced_l1()
         self.filler_tables = missing_table, self.filler_table
         for slot in self.hc.repeat(ENTRIES):
-            self.hc.mmu_update(1, missing_table, slot, missing, PAGE_KERNEL_RO)
-            self.hc.mmu_update(1, self.filler_table, slot, self.filler, PAGE_KERNEL_RO)
+            self.hc.mmu_update(1, missing_table, slot, missing, self.read_only)
+            self.hc.mmu_update(1, self.filler_table, slot, self.filler, self.read_only)
 
     def map_all(self, own: Regions, nr_blocks: int) -> None:
         """Map blocks 0 .. nr_blocks - 1; `own`: P->M pages that are copied."""
@@ -132,7 +133,8 @@ class _Tree:
             while first < end:  # one L1 table at a time
                 stop = min(end, (first // ENTRIES + 1) * ENTRIES)
                 table = self.tables.get((1, first // ENTRIES))
-                self._copy_pages(first, stop, table or self._hook_l1(first, KERNPG_TABLE))
+                table = table or self._hook_l1(first, KERNPG_TABLE, copied=True)
+                self._copy_pages(first, stop, table)
                 first = stop
 
     def _copy_blocks(self, first: int, end: int) -> None:
@@ -182,7 +184,7 @@ class _Tree:
     def _share_pages(self, first: int, end: int, table: int) -> None:
         if first < end:
             slot = first % ENTRIES
-            self.hc.mmu_update(1, table, slot, self.filler, PAGE_KERNEL_RO, nr=end - first, step=0)
+            self.hc.mmu_update(1, table, slot, self.filler, self.read_only, nr=end - first, step=0)
 
     def _copy_pages(self, first: int, end: int, table: int) -> None:
         stop = self.pages.nr + max(end - first, 0)
@@ -192,20 +194,26 @@ class _Tree:
             self.hc.mmu_update(1, table, (first + i) % ENTRIES, self.pages.next(), PAGE_KERNEL)
         self.pages.skip(stop - self.pages.nr)
 
-    def _hook_l1(self, page: int, flags: int) -> int:
+    def _hook_l1(self, page: int, flags: int, *, copied: bool = False) -> int:
         vaddr = self._vaddr(page)
         upper = self._upper(2, vaddr)
         self.own_l1.append(placed(page // ENTRIES, self.pages.nr, 1))
-        table = self._announced_l1()
+        table = self._announced_l1(copied=copied)
         self.hc.mmu_update(2, upper, table_slot(vaddr, 2), table, flags)
         self.tables[1, page // ENTRIES] = table
         return table
 
-    def _announced_l1(self) -> int:
-        """A new L1 table, read-only and pinned in one multicall (xen_alloc_pte)."""
+    def _announced_l1(self, *, copied: bool = False) -> int:
+        """A new L1 table, read-only and pinned in one multicall (xen_alloc_pte).
+
+        :param copied: of the table of fillers (alloc_p2m_pmd), else empty
+        """
         pfn = self.pages.next()
+        self.hc.clear_page(pfn)
+        if copied:
+            self.hc.store(pfn, 0, self.filler, self.read_only, nr=ENTRIES, step=0)
         with self.hc.multicall():
-            self.hc.update_va_mapping(self.state.va(pfn), pfn, PAGE_KERNEL_RO)
+            self.hc.update_va_mapping(self.state.va(pfn), pfn, self.read_only)
             self.hc.mmuext_op(MMUEXT_PIN_L1_TABLE, pfn)
         return pfn
 
@@ -217,7 +225,8 @@ class _Tree:
         if key not in self.tables:
             parent = self._upper(level + 1, vaddr)
             pfn = self.tables[key] = self.pages.next()
-            self.hc.update_va_mapping(self.state.va(pfn), pfn, PAGE_KERNEL_RO)
+            self.hc.clear_page(pfn)
+            self.hc.update_va_mapping(self.state.va(pfn), pfn, self.read_only)
             self.hc.mmu_update(level + 1, parent, table_slot(vaddr, level + 1), pfn, TABLE_PROT)
         return self.tables[key]
 

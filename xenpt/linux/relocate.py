@@ -17,18 +17,19 @@ from xenpt.abi import (
     MMUEXT_PIN_L1_TABLE,
     PAGE_SHIFT,
     PAGE_SIZE,
-    PTE_RW,
     TABLE_PROT,
     pfn_up,
+    table_slot,
 )
 from xenpt.cost import Cost
 from xenpt.extents import Mapping, expand, make_runs, tables_of
 from xenpt.linux.directmap import KERNEL_PTE, frame_flags
 from xenpt.linux.e820 import NVS, RAM, in_one_ram_entry
 from xenpt.linux.memblock import Range, Regions
-from xenpt.linux.pagetable import PAGE_KERNEL, PAGE_KERNEL_RO
+from xenpt.linux.pagetable import PAGE_KERNEL, page_kernel_ro, wrprotect
 from xenpt.linux.state import (
     DOM0_DIES,
+    EARLY_IOREMAP,
     RELOCATED_SLOT,
     RELOCATED_VADDR,
     BootState,
@@ -63,11 +64,27 @@ def resolve_conflicts(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost
         end = state.symbol("__bss_stop") or end
     _check(state, (state.paddr(state.text), state.paddr(end)), "kernel memory")
     _check(state, _bytes(state.pt_pfns), "page table memory")
+    state = _early_ioremap_init(state, hc.aside())
     state, cost = _reserve_list(state, hc)
     if state.initrd and not in_one_ram_entry(state.e820, *state.initrd):
         state, moved = _move_initrd(state, hc, state.initrd)
         cost += moved
     return state, cost
+
+
+def _early_ioremap_init(state: BootState, hc: Hypercalls) -> BootState:
+    """The table of the mappings by which Linux moves things: read-only, pinned, hooked in.
+
+    It comes before xen_memory_setup(), and in each boot; here where it is used, and is known.
+    """
+    pfn, table = state.symbol_pfn("bm_pte"), state.symbol_pfn("level2_fixmap_pgt")
+    used = (_bytes(state.p2m_frames), *((state.initrd,) if state.initrd else ()))
+    if pfn is None or all(in_one_ram_entry(state.e820, *span) for span in used):
+        return state
+    hc.update_va_mapping(state.base + (pfn << PAGE_SHIFT), pfn, page_kernel_ro(state.rules))
+    hc.mmuext_op(MMUEXT_PIN_L1_TABLE, pfn)
+    hc.mmu_update(2, table, table_slot(EARLY_IOREMAP, 2), pfn, TABLE_PROT)
+    return replace(state, early_table=pfn, ro_entries=state.ro_entries.add(pfn, pfn + 1))
 
 
 def find_free_area(state: BootState, nr_bytes: int) -> int | None:
@@ -135,7 +152,7 @@ def relocate_p2m(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]:
     l2, l1, data = l3 + nr_l3, l3 + nr_l3 + nr_l2, l3 + nr_l3 + nr_l2 + nr_l1
     if l3 + nr_frames > state.nr_pages:
         raise LinuxPanic(DOM0_DIES)  # RAM of the host that the domain does not have
-    _make_tables(state, hc, (l1, l2, l3), (nr_l1, nr_l2, nr_l3))
+    _make_tables(state, hc, (data, l1, l2, l3), (nr_data, nr_l1, nr_l2, nr_l3))
     _look_up_old_list(state, hc)
     if state.list_outside:
         hc.mmu_update(4, state.root_pfn, 1, None, 0)
@@ -161,19 +178,28 @@ def relocate_p2m(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]:
 def _make_tables(state: BootState, hc: Hypercalls, first: Sequence[int], nr: Sequence[int]) -> None:
     """Fill, mark and pin each table, children first, while those above it are still mapped.
 
-    :param first: frame of the first table of level 1, 2, 3
-    :param nr: tables of level 1, 2, 3
+    :param first: frame of the first page of data, and of the first table of level 1, 2, 3
+    :param nr: pages of data, and tables of level 1, 2, 3
     """
-    l1, l2, l3 = first
-    nr_l1, nr_l2, nr_l3 = nr
+    data, l1, l2, l3 = first
+    nr_data, nr_l1, nr_l2, nr_l3 = nr
     for i in range(nr_l3):
         _set_early(state, hc, 0, l3 + i)
+        hc.clear_page(l3 + i)
         for k in range(i * ENTRIES, min((i + 1) * ENTRIES, nr_l2)):
             _set_early(state, hc, 1, l2 + k)
+            hc.clear_page(l2 + k)
             for j in hc.repeat(min(nr_l1 - k * ENTRIES, ENTRIES)):
-                _set_early(state, hc, 2, l1 + k * ENTRIES + j)
-                _finish_table(state, hc, 1, l1 + k * ENTRIES + j)
+                table = l1 + k * ENTRIES + j
+                _set_early(state, hc, 2, table)
+                hc.clear_page(table)
+                done = (table - l1) * ENTRIES
+                nr_ptes = min(nr_data - done, ENTRIES)
+                hc.store(table, 0, data + done, PAGE_KERNEL, nr=nr_ptes)
+                _finish_table(state, hc, 1, table)
+                hc.store(l2 + k, j, table, TABLE_PROT)
             _finish_table(state, hc, 2, l2 + k)
+            hc.store(l3 + i, k % ENTRIES, l2 + k, TABLE_PROT)
         _finish_table(state, hc, 3, l3 + i)
         hc.mmu_update(4, state.root_pfn, RELOCATED_SLOT + i, l3 + i, TABLE_PROT)
 
@@ -184,7 +210,7 @@ def _finish_table(state: BootState, hc: Hypercalls, level: int, pfn: int) -> Non
     start, end = state.domain.plan.total
     if pfn < min((end - start) >> PAGE_SHIFT, ENTRIES**2):
         (flags,) = frame_flags(state, np.array([pfn])).tolist()
-        hc.update_va_mapping(state.va(pfn), pfn, flags & ~PTE_RW)
+        hc.update_va_mapping(state.va(pfn), pfn, wrprotect(flags, state.rules))
     hc.mmuext_op(MMUEXT_PIN_L1_TABLE + level - 1, pfn)
 
 
@@ -201,9 +227,11 @@ def _set_early(
 
     The entry's address is a slot of the L1 table bm_pte.
     """
+    slot = nest * EARLY_SLOT_PAGES + page % EARLY_SLOT_PAGES
     if state.rules.set_pte_hypercall:
-        slot = nest * EARLY_SLOT_PAGES + page % EARLY_SLOT_PAGES
         hc.mmu_update(1, state.symbol_pfn("bm_pte"), slot, pfn, flags)
+    else:
+        hc.store(state.symbol_pfn("bm_pte"), slot, pfn, flags)
     hc.mmuext_op(MMUEXT_INVLPG_LOCAL)
 
 
@@ -213,7 +241,8 @@ def _look_up_old_list(state: BootState, hc: Hypercalls) -> None:
     found = state.domain.address_space.translate(vaddr)
     lowest = 1 if found is None else found[1]
     for level in range(LEVELS, lowest - 1, -1):
-        _set_early(state, hc, 0, _table_on_the_way(state, vaddr, level), flags=PAGE_KERNEL_RO)
+        table = _table_on_the_way(state, vaddr, level)
+        _set_early(state, hc, 0, table, flags=page_kernel_ro(state.rules))
         _set_early(state, hc, 0, None, flags=0)
 
 

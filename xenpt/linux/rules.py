@@ -107,8 +107,9 @@ class LinuxRules:
     # xen_reserve_special_pages(): start_info, and of an unprivileged domain the xenstore and
     # console pages. Before: all from a list inside the kernel's map to pt_base, else start_info.
     reserve_special_pages: bool
-    # Bytes of RAM kept of the first MiB, 0 for as many as there are: seen in the maps of 6.12 and
-    # 7.2, whose first usable entry is [0, 0x80000).
+    # Bytes of RAM kept of the first MiB, 0 for as many as there are: seen in dom0's maps of 6.12
+    # and 7.2, whose first usable entry is [0, 0x80000). A domain without rights to I/O memory could
+    # not map what lies behind as it is.
     low_ram_bytes: int
     # RAM that the domain may not even balloon into: UNUSABLE in the mail, dropped later (H13).
     drop_excess_ram: bool

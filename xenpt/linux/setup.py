@@ -22,6 +22,7 @@ from xenpt.abi import (
     round_up,
 )
 from xenpt.cost import Cost
+from xenpt.extents import IDENTITY
 from xenpt.inputs.config import Ram as E820Entry
 from xenpt.linux.e820 import (
     RAM,
@@ -71,7 +72,7 @@ def memory_setup(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]:
         e820 = ignore_unusable(state.e820) or flat_map(state.nr_pages << PAGE_SHIFT)
     else:
         e820 = state.e820 or flat_map((max_pfn << PAGE_SHIFT) + DOMU_SLACK_BYTES)
-    if rules.low_ram_bytes:
+    if rules.low_ram_bytes and state.initial_domain:
         e820 = (*e820, E820Entry(rules.low_ram_bytes, ISA_END_ADDRESS, RESERVED))
     e820 = sanitize(e820)
     hc.memory_op(XENMEM_MACHINE_MEMORY_MAP if state.initial_domain else XENMEM_MEMORY_MAP)
@@ -235,11 +236,16 @@ def _treat_hole(
     if mapped > 0:
         identity = state.rules.map_holes_identity
         hc.update_va_mapping(
-            state.va(start), start if identity else None, PAGE_KERNEL if identity else 0, nr=mapped
+            state.va(start),
+            IDENTITY + start if identity else None,
+            PAGE_KERNEL if identity else 0,
+            nr=mapped,
+            may_fail=True,
         )
     p2m_size = round_up(state.nr_pages, state.p2m_per_page)
     identity_pfns = state.identity.add(start, min(end, p2m_size))
-    state = replace(state, remaps=tuple(remaps), identity=identity_pfns)
+    reset = state.reset.add(start, min(start + mapped, state.nr_initial_pages))
+    state = replace(state, remaps=tuple(remaps), identity=identity_pfns, reset=reset)
     return state, remap_pfn, max(min(end, limit) - start, 0)
 
 

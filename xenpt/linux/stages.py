@@ -58,7 +58,7 @@ def _init_mem_mapping(state: BootState, hc: Hypercalls) -> Outcome:
         raise NotModelled(_NOT_32_BIT)
     if state.rules.auto_translated:
         raise NotModelled(_NOT_TRANSLATED)
-    return init_mem_mapping(cleanup_highmap(state), hc)
+    return init_mem_mapping(cleanup_highmap(state, hc.aside()), hc)
 
 
 #: In order; the same in all profiles.

@@ -20,6 +20,8 @@ LIMIT_32_BIT_PAGES: Final = 64 * GIB_PAGES
 #: Where xen_relocate_p2m() maps the list: L4 slot 2, and more if it needs them.
 RELOCATED_SLOT: Final = 2
 RELOCATED_VADDR: Final = RELOCATED_SLOT * PAGE_SIZE * ENTRIES**3
+#: First address of early_ioremap's mappings, which the table bm_pte maps (FIX_BTMAP_BEGIN).
+EARLY_IOREMAP: Final = 0xFFFF_FFFF_FF20_0000
 #: A page fault that early has no handler; what is left to read is Xen's line about it.
 DOM0_DIES: Final = "Hardware Dom0 halted: halting machine"
 #: Pages of the brk area before the page-table buffer, where a kernel's symbols do not say.
@@ -74,6 +76,7 @@ class BootState:
     :ivar max_p2m_pfn: xen_max_p2m_pfn, end of what the P->M tree will cover
     :ivar linux_e820: the map that Linux makes of `e820`
     :ivar identity: pfns below nr_pages whose P->M entries are identity (holes)
+    :ivar reset: those of them that Xen's L1 tables mapped: dropped, or mapped as they are
     :ivar extra: pfns of RAM beyond the domain's own that is kept for ballooning
     :ivar remaps: frames that remap_memory will move, in the order in which they were found
     :ivar highmap: 2 MiB slots of level2_kernel_pgt that are in use
@@ -81,6 +84,7 @@ class BootState:
     :ivar own_entries: frames whose entries in Xen's L1 tables Linux has set anew, writable
     :ivar ro_entries: frames whose entries Linux has set anew, read-only: static tables, and the
         full tables that its copy of the list shares (those of `new_list` are not in it)
+    :ivar early_table: frame of early_ioremap's L1 table, once Linux has moved something by it
     :ivar vmemmap: struct pages, mapped by paging_init
     :ivar new_list: Linux's copy of the list, each table once
     :ivar aliases: entries that point to a table that `new_list` has once: RUN rows of level 2
@@ -101,12 +105,14 @@ class BootState:
     max_p2m_pfn: int = 0
     linux_e820: E820 = ()
     identity: Regions = NO_REGIONS
+    reset: Regions = NO_REGIONS
     extra: Regions = NO_REGIONS
     remaps: tuple[Remap, ...] = ()
     highmap: Regions = NO_REGIONS
     tables: Runs = field(default_factory=EMPTY.copy)
     own_entries: Regions = NO_REGIONS
     ro_entries: Regions = NO_REGIONS
+    early_table: int | None = None
     vmemmap: Mapping | None = None
     new_list: Mapping | None = None
     aliases: Runs = field(default_factory=EMPTY.copy)
@@ -206,6 +212,12 @@ class BootState:
         if base is not None:
             return base + _BRK_PAGES_BEFORE_BUFFER * PAGE_SIZE + buffer
         return pfn_up(int(self.domain.plan.image.virt_kend)) << PAGE_SHIFT
+
+    @property
+    def nr_initial_pages(self) -> int:
+        """Pages from frame 0 on that these tables map."""
+        start, end = self.domain.plan.total
+        return int(min(end - start, ENTRIES * PMD_SIZE)) >> PAGE_SHIFT
 
     def paddr(self, vaddr: int) -> int:
         """Guest-physical address of one of the kernel's mapping (__pa())."""

@@ -80,6 +80,7 @@ def _mapped(boot: Boot) -> BootState | None:
         rules=boot.rules,
         e820=boot.state.e820,
         max_reservation=boot.state.max_reservation,
+        check=False,
     ).run_to(Stage.INIT_MEM_MAPPING)
     return fresh.state if fresh.verdict == "boots" else None
 

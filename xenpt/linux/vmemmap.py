@@ -15,7 +15,6 @@ from xenpt.abi import (
     ENTRIES,
     MMUEXT_PIN_L1_TABLE,
     PAGE_SHIFT,
-    PTE_RW,
     TABLE_PROT,
     TABLE_SHIFT,
     table_slot,
@@ -25,7 +24,7 @@ from xenpt.extents import Ints, Mapping, make_runs
 from xenpt.linux.directmap import KERNEL_PTE
 from xenpt.linux.memblock import Regions
 from xenpt.linux.pages import Pages, placed, take_block
-from xenpt.linux.pagetable import PAGE_KERNEL
+from xenpt.linux.pagetable import PAGE_KERNEL, wrprotect
 from xenpt.linux.state import PMD_SIZE, BootState, NotModelled
 from xenpt.xen.hypercalls import Hypercalls
 
@@ -66,6 +65,8 @@ def paging_init(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]:
                 pfn = _new_table(state, hc, pages, 1, at + i * PMD_SIZE, tables[2])
                 if state.rules.set_pte_hypercall:
                     hc.mmu_update(1, pfn, 0, begin + i * ENTRIES, PAGE_KERNEL, nr=ENTRIES)
+                else:
+                    hc.store(pfn, 0, begin + i * ENTRIES, PAGE_KERNEL, nr=ENTRIES)
             pages.skip(first + (k + 1) * pace - pages.nr)
         pages.skip(first + nr_l2 * pace - pages.nr)
         if new_l2:
@@ -115,7 +116,8 @@ def _new_table(
 ) -> int:
     """An early page table: allocated, read-only, pinned if of level 1, and hooked in at once."""
     pfn = pages.next()
-    hc.update_va_mapping(state.va(pfn), pfn, KERNEL_PTE & ~PTE_RW)
+    hc.clear_page(pfn)
+    hc.update_va_mapping(state.va(pfn), pfn, wrprotect(KERNEL_PTE, state.rules))
     if level == 1:
         hc.mmuext_op(MMUEXT_PIN_L1_TABLE, pfn)
     hc.mmu_update(level + 1, parent, table_slot(vaddr, level + 1), pfn, TABLE_PROT)
