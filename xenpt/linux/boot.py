@@ -103,9 +103,10 @@ class Boot:
         self.state = initial_state(domain, rules, e820=e820, max_reservation=max_reservation)
         self._checked: CheckedBoot | None = None
         small = domain.plan.nr_pages <= CHECKED_PAGES
-        if (small if check is None else check) and not self._in_holes():
+        with_calls = self.state.bits == 64 and not rules.auto_translated and not self._in_holes()
+        if (small if check is None else check) and with_calls:
             self._checked = CheckedBoot.of(self.state)
-        if check and self._checked is None and not self._in_holes():
+        if check and self._checked is None and with_calls:
             raise UsageError("--check: the kernel's image is smaller than its static page tables")
         self.results: list[StageResult] = []
         self.panic: str | None = None
