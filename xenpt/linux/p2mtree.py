@@ -2,8 +2,8 @@
 """xen_vmalloc_p2m_tree(): the P->M list is copied to Linux's own, sparse one (p2m.c; SPEC F5).
 
 The new list is linear in virtual space, 512 entries a page. A page of entries that are identity
-throughout is not copied: one filler page, or one L1 table full of it, is mapped over and over.
-(Entries that are missing throughout a page do not occur so early; their filler is made, too.)
+or missing throughout is not copied: one filler page of each kind, or one L1 table full of it, is
+mapped over and over. (Missing entries do not occur so early, but for those of a fault.)
 """
 
 from dataclasses import replace
@@ -29,7 +29,7 @@ from xenpt.abi import (
 from xenpt.cost import Cost
 from xenpt.extents import Mapping, Runs, expand, make_runs, sort_tables
 from xenpt.linux.directmap import KERNEL_PTE, kernel_ro_pte
-from xenpt.linux.memblock import Regions
+from xenpt.linux.memblock import NO_REGIONS, Regions
 from xenpt.linux.pages import Pages
 from xenpt.linux.pagetable import PAGE_KERNEL, PAGE_KERNEL_RO
 from xenpt.linux.rules import GIB_PAGES
@@ -40,6 +40,8 @@ P2M_PER_PAGE = PAGE_SIZE // 8
 BLOCK = P2M_PER_PAGE * ENTRIES  # pfns of one L1 table of the list
 Row = tuple[int, int, int, int]
 _NO_PAGE = "alloc_p2m_page: Failed to allocate 4096 bytes align=0x1000"
+_NO_TABLE = "set_pte_phys: cannot allocate page data"  # spp_getpage()
+_NO_BOOTMEM = "Out of memory"
 KERNPG_TABLE = PTE_DIRTY | PTE_ACCESSED | PTE_RW | PTE_PRESENT
 
 
@@ -51,8 +53,10 @@ def vmalloc_p2m_tree(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]
     p2m_size = round_up(state.nr_pages, P2M_PER_PAGE)
     limit = state.rules.hotplug_limit_gib * GIB_PAGES
     size = round_up(8 * max(state.max_p2m_pfn, limit), PMD_SIZE) // 8
-    own = _pages_of(Regions.of([(0, p2m_size)]) - state.identity)
-    tree = _Tree(state, hc)
+    missing = Regions.of((*state.missing, (state.nr_pages, p2m_size))) - state.identity
+    gone = Regions.of((-(-a // P2M_PER_PAGE), b // P2M_PER_PAGE) for a, b in missing)
+    own = _pages_of(Regions.of([(0, p2m_size)]) - state.identity) - gone
+    tree = _Tree(state, hc, gone)
     tree.make_fillers()
     tree.map_all(own, size // BLOCK)
     tree.invalidate(_pages_of(state.extra), own)
@@ -74,7 +78,9 @@ def vmalloc_p2m_tree(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]
 class _Tree:
     """The new list while it is built.
 
-    :ivar filler: the page of identity entries; `filler_table`: the L1 table full of it
+    :ivar gone: P->M pages of which all entries are missing
+    :ivar filler: the page of identity entries; `filler_table`: the L1 table full of it;
+        `missing` and `missing_table`: those of missing entries
     :ivar tables: frames of the L2 and L3 tables by (level, number), and of the L1 tables of
         blocks that are only in part their own by (1, block)
     :ivar copied: rows (page, position, pages, 1) of P->M pages of their own; `position`: number
@@ -82,32 +88,42 @@ class _Tree:
     :ivar own_l1: rows (block, position, blocks, pace) of L1 tables
     """
 
-    def __init__(self, state: BootState, hc: Hypercalls) -> None:
-        self.state, self.hc = state, hc
-        text = "Out of memory" if state.rules.list_pages_by_bootmem else _NO_PAGE
-        self.pages = Pages(state.memblock, LinuxPanic(f"Kernel panic - not syncing: {text}"))
+    def __init__(self, state: BootState, hc: Hypercalls, gone: Regions = NO_REGIONS) -> None:
+        self.state, self.hc, self.gone = state, hc, gone
+        texts = (_NO_PAGE, _NO_TABLE)
+        if state.rules.list_pages_by_bootmem:
+            texts = (_NO_BOOTMEM, _NO_BOOTMEM)
+        no_page, self._no_table = (
+            LinuxPanic(f"Kernel panic - not syncing: {text}") for text in texts
+        )
+        self.pages = Pages(state.memblock, no_page)
         self.tables: dict[tuple[int, int], int] = {}
-        self.filler = self.filler_table = 0
+        self.filler = self.filler_table = self.missing = self.missing_table = 0
         self.filler_tables: tuple[int, ...] = ()
         self.copied: list[Row] = []
         self.own_l1: list[Row] = []
 
     def make_fillers(self) -> None:
         """Pages of missing and of identity entries, and an L1 table full of each."""
-        missing, self.filler = self.pages.next(), self.pages.next()
-        missing_table, self.filler_table = self._announced_l1(), self._announced_l1()
-        self.filler_tables = missing_table, self.filler_table
+        self.missing, self.filler = self.pages.next(), self.pages.next()
+        self.missing_table, self.filler_table = (
+            self._announced_l1(self.pages.next()) for _ in range(2)
+        )
+        self.filler_tables = self.missing_table, self.filler_table
         for slot in self.hc.repeat(ENTRIES):
-            self.hc.mmu_update(1, missing_table, slot, missing, PAGE_KERNEL_RO)
+            self.hc.mmu_update(1, self.missing_table, slot, self.missing, PAGE_KERNEL_RO)
             self.hc.mmu_update(1, self.filler_table, slot, self.filler, PAGE_KERNEL_RO)
 
     def map_all(self, own: Regions, nr_blocks: int) -> None:
         """Map blocks 0 .. nr_blocks - 1; `own`: P->M pages that are copied."""
-        whole = Regions.of((-(-a // ENTRIES), b // ENTRIES) for a, b in own)
-        touched = Regions.of((a // ENTRIES, -(-b // ENTRIES)) for a, b in own)
+        whole, missing = _whole_blocks(own), _whole_blocks(self.gone)
+        touched = Regions.of((a // ENTRIES, -(-b // ENTRIES)) for a, b in (*own, *self.gone))
+        identity = Regions.of([(0, nr_blocks)]) - touched
+        share, mix = self._share_blocks, partial(self._mix_blocks, own=own)
         kinds = [(a, b, self._copy_blocks) for a, b in whole]
-        kinds += [(a, b, self._share_blocks) for a, b in Regions.of([(0, nr_blocks)]) - touched]
-        kinds += [(a, b, partial(self._mix_blocks, own=own)) for a, b in touched - whole]
+        kinds += [(a, b, partial(share, filler=self.filler_table)) for a, b in identity]
+        kinds += [(a, b, partial(share, filler=self.missing_table)) for a, b in missing]
+        kinds += [(a, b, mix) for a, b in touched - whole - missing]
         for first, end, verb in sorted(kinds, key=lambda kind: kind[0]):
             while first < end:  # one L2 table at a time
                 stop = min(end, (first // ENTRIES + 1) * ENTRIES)
@@ -116,7 +132,7 @@ class _Tree:
 
     def invalidate(self, extra: Regions, own: Regions) -> None:
         """xen_inv_extra_mem(): entries of extra memory, identity so far, get pages of their own."""
-        for first, end in extra - own:
+        for first, end in extra - own - self.gone:
             while first < end:  # one L1 table at a time
                 stop = min(end, (first // ENTRIES + 1) * ENTRIES)
                 table = self.tables.get((1, first // ENTRIES))
@@ -125,8 +141,11 @@ class _Tree:
 
     def _copy_blocks(self, first: int, end: int) -> None:
         """Blocks of one L2 table that are all their own: page, L1 table, 511 pages of each."""
-        self._mix_blocks(first, first + 1, own=Regions.of([(first * ENTRIES, end * ENTRIES)]))
+        own = Regions.of([(first * ENTRIES, end * ENTRIES)])
+        self._mix_blocks(first, first + 1, own=own)
         start, nr = self.pages.nr, end - first - 1
+        if self.pages.left < nr * (ENTRIES + 1):  # which page is it that cannot be had?
+            self._mix_blocks(first + 1, end, own=own)
         copied, own_l1 = self.copied, self.own_l1
         self.copied, self.own_l1 = [], []
         for i in self.hc.repeat(nr):
@@ -146,7 +165,7 @@ class _Tree:
         for block in range(first, end):
             page, stop = block * ENTRIES, (block + 1) * ENTRIES
             copied = own.clip(page, stop)
-            if copied.ranges[0][0] == page:
+            if copied.meets(page, page + 1):
                 self.copied.append((page, self.pages.nr, 1, 1))
                 data = self.pages.next()
                 table = self._hook_l1(page, TABLE_PROT)
@@ -160,15 +179,21 @@ class _Tree:
                 page = high
             self._share_pages(page, stop, table)
 
-    def _share_blocks(self, first: int, end: int) -> None:
+    def _share_blocks(self, first: int, end: int, *, filler: int) -> None:
         vaddr = self._vaddr(first * ENTRIES)
         slot, table = table_slot(vaddr, 2), self._upper(2, vaddr)
-        self.hc.mmu_update(2, table, slot, self.filler_table, KERNPG_TABLE, nr=end - first, step=0)
+        self.hc.mmu_update(2, table, slot, filler, KERNPG_TABLE, nr=end - first, step=0)
 
     def _share_pages(self, first: int, end: int, table: int) -> None:
-        if first < end:
-            slot = first % ENTRIES
-            self.hc.mmu_update(1, table, slot, self.filler, PAGE_KERNEL_RO, nr=end - first, step=0)
+        for a, b, filler in self._fillers(Regions.of([(first, end)])):
+            self.hc.mmu_update(1, table, a % ENTRIES, filler, PAGE_KERNEL_RO, nr=b - a, step=0)
+
+    def _fillers(self, pages: Regions) -> list[tuple[int, int, int]]:
+        """Runs (first, end, frame) of P->M pages without a copy: the filler that each gets."""
+        kinds = [(a, b, self.filler) for a, b in pages - self.gone]
+        for a, b in pages:
+            kinds += [(low, high, self.missing) for low, high in self.gone.clip(a, b)]
+        return sorted(kinds)
 
     def _copy_pages(self, first: int, end: int, table: int) -> None:
         stop = self.pages.nr + max(end - first, 0)
@@ -182,14 +207,13 @@ class _Tree:
         vaddr = self._vaddr(page)
         upper = self._upper(2, vaddr)
         self.own_l1.append((page // ENTRIES, self.pages.nr, 1, 1))
-        table = self._announced_l1()
+        table = self._announced_l1(self.pages.next(self._no_table))
         self.hc.mmu_update(2, upper, table_slot(vaddr, 2), table, flags)
         self.tables[1, page // ENTRIES] = table
         return table
 
-    def _announced_l1(self) -> int:
+    def _announced_l1(self, pfn: int) -> int:
         """A new L1 table, read-only and pinned in one multicall (xen_alloc_pte)."""
-        pfn = self.pages.next()
         with self.hc.multicall():
             self.hc.update_va_mapping(self.state.va(pfn), pfn, PAGE_KERNEL_RO)
             self.hc.mmuext_op(MMUEXT_PIN_L1_TABLE, pfn)
@@ -202,7 +226,7 @@ class _Tree:
         key = level, vaddr >> (PAGE_SHIFT + TABLE_SHIFT * level)
         if key not in self.tables:
             parent = self._upper(level + 1, vaddr)
-            pfn = self.tables[key] = self.pages.next()
+            pfn = self.tables[key] = self.pages.next(self._no_table)
             self.hc.update_va_mapping(self.state.va(pfn), pfn, PAGE_KERNEL_RO)
             self.hc.mmu_update(level + 1, parent, table_slot(vaddr, level + 1), pfn, TABLE_PROT)
         return self.tables[key]
@@ -219,21 +243,27 @@ class _Tree:
         own = Regions.of((page, page + nr) for page, _, nr, _ in self.copied)
         filled = Regions.of((a * ENTRIES, b * ENTRIES) for a, b in blocks) - own
         shared = Regions.of([(0, nr_blocks)]) - blocks
-        leaves = [(top + a, self.filler, b - a, 0, 1, ro_pte) for a, b in filled]
+        leaves = [
+            (top + a, filler, b - a, 0, 1, ro_pte) for a, b, filler in self._fillers(filled)
+        ]
         tables = [
             (number << (TABLE_SHIFT * level), pfn, 1, 1, level, TABLE_PROT)
             for (level, number), pfn in self.tables.items()
             if level > 1
         ]
         aliases = []
-        if shared.ranges:
-            first = shared.ranges[0][0]
-            tables.append((top + first * ENTRIES, self.filler_table, 1, 1, 1, TABLE_PROT))
-            row = (top + first * ENTRIES, self.filler, ENTRIES, 0, 1, ro_pte)
-            leaves.append(row)
-            shared = shared.remove(first, first + 1)
-        for a, b in shared:
-            aliases.append((top + a * ENTRIES, self.filler_table, b - a, 0, 2, TABLE_PROT))
+        missing = _whole_blocks(self.gone)
+        for blocks, table, page in (
+            (shared - missing, self.filler_table, self.filler),
+            (missing, self.missing_table, self.missing),
+        ):
+            if not blocks.ranges:
+                continue
+            first = blocks.ranges[0][0]
+            tables.append((top + first * ENTRIES, table, 1, 1, 1, TABLE_PROT))
+            leaves.append((top + first * ENTRIES, page, ENTRIES, 0, 1, ro_pte))
+            for a, b in blocks.remove(first, first + 1):
+                aliases.append((top + a * ENTRIES, table, b - a, 0, 2, TABLE_PROT))
         copied = self.pages.place(pages, 1, KERNEL_PTE, tables=False)
         own_l1 = self.pages.place(l1, 1, TABLE_PROT, tables=True)
         return (
@@ -246,6 +276,11 @@ class _Tree:
 
     def _vaddr(self, page: int) -> int:
         return self.state.rules.vmalloc_start + page * PAGE_SIZE
+
+
+def _whole_blocks(pages: Regions) -> Regions:
+    """Blocks of which all P->M pages are among `pages`."""
+    return Regions.of((-(-a // ENTRIES), b // ENTRIES) for a, b in pages)
 
 
 def _pages_of(pfns: Regions) -> Regions:

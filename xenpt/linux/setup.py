@@ -33,7 +33,7 @@ from xenpt.linux.e820 import (
     ram_regions,
     sanitize,
 )
-from xenpt.linux.memblock import Memblock, Regions
+from xenpt.linux.memblock import Regions
 from xenpt.linux.pagetable import PAGE_KERNEL
 from xenpt.linux.relocate import resolve_conflicts
 from xenpt.linux.state import BootState, Remap
@@ -156,7 +156,8 @@ def _reserve_early(state: BootState) -> BootState:
         ranges.append((state.initrd[0], round_up(state.initrd[1], PAGE_SIZE)))
     ranges += [(a << PAGE_SHIFT, b << PAGE_SHIFT) for a, b in state.extra]
     reserved = Regions.of((*state.memblock.reserved, *ranges))
-    return replace(state, memblock=Memblock(ram_regions(state.linux_e820), reserved))
+    memblock = replace(state.memblock, memory=ram_regions(state.linux_e820), reserved=reserved)
+    return replace(state, memblock=memblock)
 
 
 def _special_pages(state: BootState) -> tuple[int, int]:

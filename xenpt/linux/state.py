@@ -66,6 +66,7 @@ class BootState:
     :ivar max_pfn_mapped: Linux's variable of that name
     :ivar max_p2m_pfn: xen_max_p2m_pfn, end of what the P->M tree will cover
     :ivar linux_e820: the map that Linux makes of `e820`
+    :ivar missing: pfns below nr_pages for which the builder's list has INVALID_P2M_ENTRY (a fault)
     :ivar identity: pfns below nr_pages whose P->M entries are identity (holes)
     :ivar extra: pfns of RAM beyond the domain's own that is kept for ballooning
     :ivar remaps: frames that remap_memory will move, in the order in which they were found
@@ -93,6 +94,7 @@ class BootState:
     max_pfn_mapped: int = 0
     max_p2m_pfn: int = 0
     linux_e820: E820 = ()
+    missing: Regions = NO_REGIONS
     identity: Regions = NO_REGIONS
     extra: Regions = NO_REGIONS
     remaps: tuple[Remap, ...] = ()
@@ -187,6 +189,12 @@ class BootState:
     def pfn(vaddr: int) -> int:
         """Frame of an address of the kernel's mapping (__pa() >> PAGE_SHIFT)."""
         return (vaddr - START_KERNEL_MAP) >> PAGE_SHIFT
+
+    def page_fault(self, vaddr: int) -> LinuxPanic:
+        """What Linux says of an access to a page that is not mapped, once it has a handler."""
+        if self.rules.names_fault_address:
+            return LinuxPanic(f"BUG: unable to handle page fault for address: {vaddr:016x}")
+        return LinuxPanic(f"BUG: unable to handle kernel paging request at {vaddr:016x}")
 
     def va(self, pfn: int) -> int:
         """Address of a frame in the direct map (__va())."""
