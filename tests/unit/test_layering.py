@@ -18,8 +18,8 @@ PACKAGE = Path(__file__).resolve().parents[2] / "xenpt"
 ROWS = (
     ("errors", "abi", "units", "cost", "timing", "provenance", "output"),
     ("_core", "_reference"),
-    ("inputs", "inputs.*"),
-    ("plan", "arrangement", "dom0size", "eras", "layout", "listshape", "panics", "domu*"),
+    ("inputs", "inputs.*", "faults"),
+    ("plan", "arrangement", "heaprequests", "dom0size", "eras", "layout", "listshape", "panics", "domu*"),
     ("extents", "image", "engine", "stream"),
     ("xen", "xen.*"),
     ("linux", "linux.*"),
