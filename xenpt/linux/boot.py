@@ -5,19 +5,21 @@ Modelled is what the named stages do to page tables, frames and memblock. Hyperc
 (console output, early_ioremap, cleanup_highmap, trap and callback setup) are in no stage.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from xenpt.abi import ENTRIES, PAGE_SHIFT, PAGE_SIZE, START_KERNEL_MAP, pfn_up, table_slot
 from xenpt.cost import Cost
-from xenpt.errors import PanicError, UsageError
+from xenpt.errors import PanicError, RefusedError, UsageError
 from xenpt.extents import Mapping
+from xenpt.faults import Fault, Outcome
 from xenpt.inputs.config import Ram as E820Entry
 from xenpt.linux.bugs import Bug, Seen, bugs_met
 from xenpt.linux.cleanup import Cleanup, free_list, p2m_free
 from xenpt.linux.e820 import end_of_ram, in_one_ram_entry
+from xenpt.linux.injection import Injection
 from xenpt.linux.memblock import Memblock
 from xenpt.linux.pagetable import cleanup_highmap, setup_kernel_pagetable
 from xenpt.linux.rules import MAINLINE, LinuxRules
@@ -54,6 +56,8 @@ class Boot:
     :param e820: the map that Xen gives to the domain; None for a flat one
     :param max_reservation: pages that the domain may grow to; None for what its plan says
     :param record: keep the hypercalls of each stage, for small guests
+    :param faults: what goes wrong; that of the builder's memory is the host's (`Host`)
+    :raises UsageError: a kernel that is not modelled, a fault about what the domain does not have
 
     :ivar state: as the last stage left it
     :ivar results: the stages that were run
@@ -69,9 +73,12 @@ class Boot:
         e820: Sequence[E820Entry] | None = None,
         max_reservation: int | None = None,
         record: bool = False,
+        faults: Iterable[Fault] = (),
     ) -> None:
         self.domain, self.rules, self.record = domain, rules, record
-        self.state = initial_state(domain, rules, e820=e820, max_reservation=max_reservation)
+        state = initial_state(domain, rules, e820=e820, max_reservation=max_reservation)
+        self._faults = Injection(faults, state)
+        self.state = self._faults.entry(state)
         self.results: list[StageResult] = []
         self.panic: str | None = None
         self.cleanup: Cleanup | None = None
@@ -101,14 +108,20 @@ class Boot:
                 self._run(name)
             except LinuxPanic as panic:
                 self.panic = str(panic)
+                self._faults.panicked(name, self.state, self.panic)
         return self
 
     def _run(self, stage: Stage) -> None:
         if stage is _dies_in(self.state):
             raise LinuxPanic(DOM0_DIES)
         self._check_unpin(stage)
-        hc = Hypercalls(record=self.record)
-        self.state, outcome = STAGES[stage](self.state, hc)
+        self._faults.before(stage, self.state)
+        hc = Hypercalls(record=self.record, gate=self._faults.gate(stage, self.state))
+        try:
+            state, outcome = STAGES[stage](self.state, hc)
+        except RefusedError:
+            raise self._faults.refused() from None
+        self.state = self._faults.after(stage, self.state, state)
         if isinstance(outcome, Cleanup):
             self.cleanup, outcome = outcome, outcome.cost
             self._memblock["cleanup"] = self.state.memblock
@@ -137,6 +150,11 @@ class Boot:
         setup = done.get(Stage.MEMORY_SETUP.value)
         memory_ops = None if setup is None else setup.by_type["memory_op"]
         return bugs_met(Seen(self.state, self.cleanup, memory_ops))
+
+    @property
+    def faults(self) -> list[Outcome]:
+        """What came of each fault so far, those of the builder's memory first."""
+        return self._faults.outcomes(self.state, self.panic)
 
     @property
     def beyond(self) -> list[dict[str, Any]]:
@@ -210,6 +228,7 @@ class Boot:
             },
             "beyond": self.beyond,
             "warnings": [bug.as_dict() for bug in self.bugs],
+            "faults": [outcome.as_dict() for outcome in self.faults],
         }
 
 
@@ -275,12 +294,16 @@ def free_initial_p2m(
 
 
 def _dies_in(state: BootState) -> Stage | None:
-    """Stage whose first access to the P->M list faults, or None (SPEC F2e, I13).
+    """Stage whose first access to the P->M list or start_info faults, or None (SPEC F2e, I13).
 
     Linux copies one L4 entry, and never that of slot 0 (v4.1 copies none). Once its own tables are
     loaded it reads no entry behind that slot; in the direct map it reads those of all pages, the
-    highest first.
+    highest first. start_info is read for each of these pages: in a hole it is no longer mapped.
     """
+    start_info = state.pfn(int(state.domain.plan.start_info[0]))
+    hidden = not state.rules.map_holes_identity and start_info <= state.max_pfn_mapped
+    if state.linux_e820 and hidden and state.identity.meets(start_info, start_info + 1):
+        return Stage.INIT_MEM_MAPPING
     if state.domain.p2m_map is None:
         return None
     start = int(state.domain.plan.mfn_list)

@@ -68,6 +68,8 @@ class BootState:
     :ivar linux_e820: the map that Linux makes of `e820`
     :ivar missing: pfns below nr_pages for which the builder's list has INVALID_P2M_ENTRY (a fault)
     :ivar identity: pfns below nr_pages whose P->M entries are identity (holes)
+    :ivar nr_lost: pages of holes that Xen does not take back: neither used nor given back
+    :ivar unmapped: pfns of RAM that the direct map lacks because a table was not hooked in (a fault)
     :ivar extra: pfns of RAM beyond the domain's own that is kept for ballooning
     :ivar remaps: frames that remap_memory will move, in the order in which they were found
     :ivar highmap: 2 MiB slots of level2_kernel_pgt that are in use
@@ -96,6 +98,8 @@ class BootState:
     linux_e820: E820 = ()
     missing: Regions = NO_REGIONS
     identity: Regions = NO_REGIONS
+    nr_lost: int = 0
+    unmapped: Regions = NO_REGIONS
     extra: Regions = NO_REGIONS
     remaps: tuple[Remap, ...] = ()
     highmap: Regions = NO_REGIONS

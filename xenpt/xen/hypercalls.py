@@ -24,6 +24,7 @@ from xenpt.abi import (
     table_slot,
 )
 from xenpt.cost import HYPERCALL_TYPES
+from xenpt.errors import RefusedError
 from xenpt.extents import Runs
 
 
@@ -78,6 +79,7 @@ class Hypercalls:
         included, before it is counted; raises RefusedError where Xen refuses it
 
     :ivar by_type: traps by type
+    :ivar calls: calls by type, those inside a multicall included
     :ivar mmuext: mmuext operations by command, those inside a multicall included
     :ivar log: the calls in order, or None if they are only counted
     """
@@ -86,6 +88,7 @@ class Hypercalls:
         self, *, record: bool = False, gate: Callable[[Call], None] | None = None
     ) -> None:
         self.by_type = dict.fromkeys(HYPERCALL_TYPES, 0)
+        self.calls = dict.fromkeys(HYPERCALL_TYPES, 0)
         self.mmuext: dict[int, int] = {}
         self.log: list[Call] | None = [] if record else None
         self._gate = gate
@@ -207,8 +210,18 @@ class Hypercalls:
                 self._gate(single)
                 self._accept(single)
 
+    @contextmanager
+    def optional(self, op: str) -> Iterator[None]:
+        """Calls that the guest can do without: a refusal of one ends the block, and no more."""
+        try:
+            yield
+        except RefusedError:
+            self._count(op, 1)  # it was a trap all the same
+
     def _accept(self, call: Call) -> None:
-        if not call.batched:
+        if call.batched:
+            self.calls[call.op] += call.nr * self._times
+        else:
             self._count(call.op, call.nr)
         if call.op == "mmuext_op":
             self._count_mmuext(call.command, call.nr)
@@ -217,6 +230,7 @@ class Hypercalls:
 
     def _count(self, op: str, nr: int) -> None:
         self.by_type[op] += nr * self._times
+        self.calls[op] += nr * self._times
 
     def _count_mmuext(self, command: int, nr: int) -> None:
         self.mmuext[command] = self.mmuext.get(command, 0) + nr * self._times
