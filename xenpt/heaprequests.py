@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 
 from xenpt.abi import TABLE_SHIFT, WORD
 from xenpt.arrangement import Plan
-from xenpt.faults import FALLBACK, PANIC, Fragmented, OutOfMemory, Outcome
-from xenpt.listshape import Run, leaf_runs, list_shape
+from xenpt.faults import Fragmented
+from xenpt.listshape import Run, leaf_runs
 
 NO_CHUNK = "Not enough RAM for domain 0 allocation"
 NO_LIST = "Not enough RAM for DOM0 P->M table"
@@ -57,7 +57,7 @@ def heap_requests(plan: Plan) -> HeapRequests:
         orders = {"2m": TABLE_SHIFT, "1g": 2 * TABLE_SHIFT}
         used = sum(plan.p2m_leaves[leaf] for leaf, order in orders.items() if order > blocks.order)
         blocks = replace(blocks, larger=blocks.larger - used)
-    return HeapRequests(1, listed, _rest(plan, blocks))
+    return HeapRequests(1, listed, rest_requests(plan, blocks))
 
 
 def _failed(plan: Plan, blocks: Fragmented) -> int:
@@ -72,7 +72,7 @@ def _slots(runs: list[Run], level: int) -> int:
     return sum(nr << TABLE_SHIFT * (of - level) for of, _, nr in runs if of >= level)
 
 
-def _rest(plan: Plan, blocks: Fragmented | None) -> int:
+def rest_requests(plan: Plan, blocks: Fragmented | None) -> int:
     """Requests of alloc_chunk() until dom0 has all its pages: ever smaller orders, as they fit."""
     pages = plan.nr_pages - plan.first_p2m_pfn - plan.nr_p2m_frames
     order, nr, left = plan.era.max_order, 0, 0 if blocks is None else blocks.larger
@@ -88,48 +88,3 @@ def _rest(plan: Plan, blocks: Fragmented | None) -> int:
         nr += taken
         pages -= taken << order
     return nr
-
-
-def builder_outcomes(plan: Plan) -> list[Outcome]:
-    """What came of the faults of the host that `plan` is built on."""
-    found = []
-    if plan.host.fragmented is not None:
-        found.append(_fragmented(plan, plan.host.fragmented))
-    if plan.host.oom is not None:
-        found.append(_out_of_memory(plan, OutOfMemory("xen", plan.host.oom)))
-    return found
-
-
-def _out_of_memory(plan: Plan, fault: OutOfMemory) -> Outcome:
-    requests = heap_requests(plan)
-    text = requests.failing(fault.nth)
-    if text is None:
-        return Outcome.none(fault, f"the builder makes {requests.total:,} requests")
-    if plan.panic != text + plan.era.panic_stop:
-        return Outcome.none(fault, "the builder gives up before")
-    return Outcome(fault, "build", PANIC, plan.panic)
-
-
-def _fragmented(plan: Plan, fault: Fragmented) -> Outcome:
-    if fault.larger == 0 and plan.alloc_order > fault.order and plan.panic:
-        return Outcome(fault, "build", PANIC, plan.panic)
-    if plan.panic:
-        return Outcome.none(fault, "the builder gives up")
-    texts = []
-    if plan.list_outside:
-        start, end = plan.p2m[0], plan.p2m[1] % WORD
-        wanted = list_shape(start, end, leaf=plan.host.largest_leaf, mapped=plan.total)
-        leaves = {"1g": wanted.leaves_1g, "2m": wanted.leaves_2m, "4k": wanted.leaves_4k}
-        if leaves != plan.p2m_leaves:
-            texts.append(f"the P->M list gets {_in_words(plan.p2m_leaves)} leaves, "
-                         f"not {_in_words(leaves)}")  # fmt: skip
-    if heap_requests(plan).rest != _rest(plan, None):
-        texts.append(f"the rest of dom0 comes in blocks of 2^{fault.order} pages or less")
-    if not texts:
-        return Outcome.none(fault, "no larger block is asked for than the host has")
-    return Outcome(fault, "build", FALLBACK, "; ".join(texts))
-
-
-def _in_words(leaves: dict[str, int]) -> str:
-    names = {"1g": "1 GiB", "2m": "2 MiB", "4k": "4 KiB"}
-    return " + ".join(f"{leaves[k]:,} x {size}" for k, size in names.items() if leaves[k])

@@ -22,13 +22,14 @@ from xenpt.abi import (
     table_slot,
 )
 from xenpt.faults import PANIC, UNNOTICED
-from xenpt.linux.memblock import Regions
+from xenpt.linux.memblock import NO_REGIONS, Regions
 from xenpt.linux.pagetable import static_frames, xen_table_pfns
 from xenpt.linux.stages import Stage
 from xenpt.linux.state import DOM0_DIES, BootState
 from xenpt.xen.corruption import Entry
 from xenpt.xen.entries import bad_flags, entry_mfn
 
+MFN_LIST = 104  # its offset in start_info
 _PIN = "kernel BUG in pin_pagetable_pfn(): Xen refuses mmuext_op"
 GONE, ELSEWHERE, READ_ONLY, WRITABLE, NO_EXEC, SAME = (
     "gone", "elsewhere", "read-only", "writable", "no-exec", "same",
@@ -49,7 +50,7 @@ class Fate:
     end: str
     stage: Stage | None
     text: str
-    read_only: Regions = Regions()
+    read_only: Regions = NO_REGIONS
 
 
 def effect(entry: Entry) -> str:
@@ -72,8 +73,10 @@ def fate(state: BootState, entry: Entry) -> Fate:
     if not entry.old & PTE_PRESENT and entry.new & PTE_PRESENT:
         return Fate(UNNOTICED, None, "an address that nobody uses is mapped")
     start, end = state.domain.plan.p2m
-    if state.domain.p2m_map is not None and start <= entry.vaddr | _inside(entry) and (
-        entry.vaddr < end
+    if (
+        state.domain.p2m_map is not None
+        and start <= entry.vaddr | _inside(entry)
+        and (entry.vaddr < end)
     ):
         return _in_list(state, entry)
     return _in_initial_mapping(state, entry)
@@ -105,9 +108,7 @@ def _in_list(state: BootState, entry: Entry) -> Fate:
 def _first_read(state: BootState, pfns: Regions) -> Stage:
     """Stage that first reads list entries of these pfns: pad, own tables, direct map, or copy."""
     pad = state.nr_pages if state.nr_pages % ENTRIES else None
-    used = Regions.of(
-        (*static_frames(state), *((pfn, pfn + 1) for pfn in xen_table_pfns(state)))
-    )
+    used = Regions.of((*static_frames(state), *((pfn, pfn + 1) for pfn in xen_table_pfns(state))))
     if (pad is not None and pfns.meets(pad, pad + 1)) or any(pfns.meets(a, b) for a, b in used):
         return Stage.SETUP_KERNEL_PAGETABLE
     plan = state.domain.plan
@@ -160,12 +161,11 @@ def _in_initial_mapping(state: BootState, entry: Entry) -> Fate:
         return dies
     if what == READ_ONLY and _written_early(state, entry):
         return dies
-    if entry.level == 2 and table_slot(entry.vaddr, 3) == table_slot(START_KERNEL_MAP, 3):
-        if pinned := _refused_in_l2(state, entry):
-            return pinned
+    if pinned := _refused_in_l2(state, entry):
+        return pinned
     if what == READ_ONLY and (late := _written_late(state, entry)):
         return late
-    return Fate(UNNOTICED, None, _consequence(state, entry, what))
+    return Fate(UNNOTICED, None, _consequence(entry, what))
 
 
 def _meets(entry: Entry, where: tuple[int, int]) -> bool:
@@ -181,20 +181,21 @@ def _written_early(state: BootState, entry: Entry) -> bool:
 
 
 def _written_late(state: BootState, entry: Entry) -> Fate | None:
-    """start_info gets the list's new address; a list inside is overwritten when it is freed."""
+    """A list inside is overwritten when it is freed; then start_info gets the new one's address."""
     plan = state.domain.plan
     if not state.list_outside and _meets(entry, (int(plan.p2m[0]), int(plan.p2m[1]))):
         vaddr = max(entry.vaddr, int(plan.p2m[0]))
         return Fate(PANIC, Stage.P2M_FREE, str(state.page_fault(vaddr)))
     if _meets(entry, (int(plan.start_info[0]), int(plan.start_info[0]) + 1)):
         vaddr = state.va(state.pfn(int(plan.start_info[0])))
-        return Fate(PANIC, Stage.P2M_FREE, str(state.page_fault(vaddr + 104)))  # mfn_list
+        return Fate(PANIC, Stage.REMAP_MEMORY, str(state.page_fault(vaddr + MFN_LIST)))
     return None
 
 
 def _refused_in_l2(state: BootState, entry: Entry) -> Fate | None:
     """Linux's two copies of Xen's L2 table are validated with its root."""
-    if not entry.new & PTE_PRESENT:
+    copied = entry.level == 2 and table_slot(entry.vaddr, 3) == table_slot(START_KERNEL_MAP, 3)
+    if not copied or not entry.new & PTE_PRESENT:
         return None
     l1 = state.domain.initial.tables
     pfns = {int(row["pfn"]) + i for row in l1[l1["level"] == 1] for i in range(int(row["nr"]))}
@@ -204,7 +205,7 @@ def _refused_in_l2(state: BootState, entry: Entry) -> Fate | None:
     return None
 
 
-def _consequence(state: BootState, entry: Entry, what: str) -> str:
+def _consequence(entry: Entry, what: str) -> str:
     if entry.level >= 3:
         return "Linux does not take this entry over"
     if what == WRITABLE:

@@ -243,9 +243,7 @@ class _Tree:
         own = Regions.of((page, page + nr) for page, _, nr, _ in self.copied)
         filled = Regions.of((a * ENTRIES, b * ENTRIES) for a, b in blocks) - own
         shared = Regions.of([(0, nr_blocks)]) - blocks
-        leaves = [
-            (top + a, filler, b - a, 0, 1, ro_pte) for a, b, filler in self._fillers(filled)
-        ]
+        leaves = [(top + a, filler, b - a, 0, 1, ro_pte) for a, b, filler in self._fillers(filled)]
         tables = [
             (number << (TABLE_SHIFT * level), pfn, 1, 1, level, TABLE_PROT)
             for (level, number), pfn in self.tables.items()

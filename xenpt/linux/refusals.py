@@ -31,7 +31,7 @@ from xenpt.errors import RefusedError
 from xenpt.extents import Runs, column
 from xenpt.faults import FALLBACK, LEAK, PANIC, UNNOTICED, Refused
 from xenpt.linux.e820 import in_one_ram_entry
-from xenpt.linux.memblock import Regions
+from xenpt.linux.memblock import NO_REGIONS, Regions
 from xenpt.linux.stages import Stage
 from xenpt.linux.state import DOM0_DIES, BootState
 from xenpt.linux.vmemmap import STRUCT_PAGE_BYTES
@@ -55,7 +55,7 @@ class Reaction:
     end: str
     text: str
     raises: bool = False
-    unmapped: Regions = Regions()
+    unmapped: Regions = NO_REGIONS
     dies_in: Stage | None = None
 
 
@@ -133,7 +133,9 @@ class Refuser:
             return _bug("set_pte_mfn", call)
         if call.pfn is not None and not call.flags & PTE_RW:
             return _bug("make_lowmem_page_readonly", call)
-        text = f"the result is not looked at: {call.vaddr or 0:#x}, in a hole, stays as it is mapped"
+        text = (
+            f"the result is not looked at: {call.vaddr or 0:#x}, in a hole, stays as it is mapped"
+        )
         return Reaction(UNNOTICED, text)
 
     def _early_mapping(self, call: Call) -> Reaction:
@@ -195,8 +197,7 @@ class Refuser:
             text = "the result is not looked at: these struct pages are of no RAM"
             return Reaction(UNNOTICED, text)
         return self._fault_at(
-            self.before.rules.vmemmap_start
-            + (ram.ranges[0][0] >> PAGE_SHIFT) * STRUCT_PAGE_BYTES
+            self.before.rules.vmemmap_start + (ram.ranges[0][0] >> PAGE_SHIFT) * STRUCT_PAGE_BYTES
         )
 
     def vmalloc_p2m_tree(self, call: Call) -> Reaction:
@@ -209,7 +210,7 @@ class Refuser:
             found = _leaf(new_list.leaves, call.pfn)
         elif new_list is not None:
             found = _table(new_list.tables, call.pfn)
-        own = Regions()
+        own = NO_REGIONS
         if found is not None:
             first = ((found[0] << PAGE_SHIFT) - state.rules.vmalloc_start) // 8
             own = Regions.of([(first, first + ENTRIES ** (found[1] + 1))])

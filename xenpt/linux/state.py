@@ -69,7 +69,7 @@ class BootState:
     :ivar missing: pfns below nr_pages for which the builder's list has INVALID_P2M_ENTRY (a fault)
     :ivar identity: pfns below nr_pages whose P->M entries are identity (holes)
     :ivar nr_lost: pages of holes that Xen does not take back: neither used nor given back
-    :ivar unmapped: pfns of RAM that the direct map lacks because a table was not hooked in (a fault)
+    :ivar unmapped: pfns that the direct map lacks, as a table was not hooked in (a fault)
     :ivar extra: pfns of RAM beyond the domain's own that is kept for ballooning
     :ivar remaps: frames that remap_memory will move, in the order in which they were found
     :ivar highmap: 2 MiB slots of level2_kernel_pgt that are in use

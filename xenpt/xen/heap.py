@@ -50,9 +50,7 @@ class Heap:
             for _, nr in runs
         )
 
-    def alloc(
-        self, order: int, nr: int = 1, *, module: bool = False
-    ) -> tuple[int, int] | None:
+    def alloc(self, order: int, nr: int = 1, *, module: bool = False) -> tuple[int, int] | None:
         """Take up to `nr` blocks of 2**`order` pages, as that many single requests would.
 
         :param module: the place of a boot module: no request, so that no fault meets it

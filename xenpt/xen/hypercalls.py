@@ -84,9 +84,7 @@ class Hypercalls:
     :ivar log: the calls in order, or None if they are only counted
     """
 
-    def __init__(
-        self, *, record: bool = False, gate: Callable[[Call], None] | None = None
-    ) -> None:
+    def __init__(self, *, record: bool = False, gate: Callable[[Call], None] | None = None) -> None:
         self.by_type = dict.fromkeys(HYPERCALL_TYPES, 0)
         self.calls = dict.fromkeys(HYPERCALL_TYPES, 0)
         self.mmuext: dict[int, int] = {}
