@@ -185,7 +185,7 @@ def parse_fault(text: str, stages: Iterable[str]) -> Fault:
 
 
 def _oom(text: str, _: tuple[str, ...]) -> Fault | None:
-    who, _, count = text.partition(":")
+    who, count = (*text.split(":", 1), "")[:2]
     nth = _number(count)
     return OutOfMemory(who, nth) if who in ("xen", "linux") and nth else None
 
@@ -229,7 +229,7 @@ def _hole(text: str, _: tuple[str, ...]) -> Fault | None:
 def _e820(text: str, _: tuple[str, ...]) -> Fault | None:
     if text in PLACES:
         return Conflict(text)
-    first, _, last = text.partition("-")
+    first, last = (*text.split("-", 1), "")[:2]
     start, end = _number(first), _number(last)
     return Conflict(None, start, end) if start is not None and end and start < end else None
 

@@ -5,6 +5,7 @@ Every 4 KiB frame of a list outside the initial mapping is made writable by one 
 large its leaf is: large leaves save reads and calls of the allocator, not hypercalls. SPEC F7.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -111,11 +112,12 @@ def free_list(state: BootState, hc: Hypercalls) -> tuple[BootState, Cleanup]:
         pages_leaked=walk.leaked_pages + lost.size,
         tables_freed=tables,
     )
-    given = [*(Regions.of(freed) - lost), *([(0, 1)] if lost.size else [])]
+    kept = Regions.of(freed) - lost
+    given = kept.add(0, 1).ranges if lost.size else kept.ranges
     new = replace(
         state,
         memblock=_free(state.memblock, given),
-        ro_frames=state.ro_frames - (Regions.of(freed) - lost),
+        ro_frames=state.ro_frames - kept,
         nr_lost=state.nr_lost + lost.size,
         initial_list=replace(state.initial_list, mapping=None),
     )
@@ -209,7 +211,7 @@ def _parent(state: BootState, mapping: Mapping, level: int, vpn: int) -> int | N
     return int(tables["pfn"][hit]) + int(i[hit]) * int(tables["step"][hit])
 
 
-def _free(memblock: Memblock, frames: list[tuple[int, int]]) -> Memblock:
+def _free(memblock: Memblock, frames: Iterable[tuple[int, int]]) -> Memblock:
     freed = Regions(tuple((start << PAGE_SHIFT, end << PAGE_SHIFT) for start, end in frames))
     return replace(memblock, reserved=memblock.reserved - freed)
 

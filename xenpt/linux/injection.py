@@ -92,10 +92,10 @@ class Injection:
                 raise LinuxPanic(found.text)
         if stage is Stage.REMAP_MEMORY:
             targets = Regions.of((to, to + nr) for _, to, nr in state.remaps)
-            for fault in of_kind(self.faults, Refused):
+            for refused in of_kind(self.faults, Refused):
                 if _first(targets, state.unmapped) is not None:
                     text = "kernel BUG in xen_update_mem_tables(): Xen refuses update_va_mapping"
-                    self._doom(fault, (stage, text))
+                    self._doom(refused, (stage, text))
         if stage is Stage.SETUP_KERNEL_PAGETABLE:
             for hole in of_kind(self.faults, Hole):
                 self._doom(hole, in_own_frames(hole, state))

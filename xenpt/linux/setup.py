@@ -230,11 +230,10 @@ def _release(hc: Hypercalls, start: int, end: int, missing: Regions) -> int:
     """
     held = Regions.of([(start, end)]) - missing
     before = hc.calls["memory_op"]
-    with hc.optional("memory_op"):
+    with hc.optional("memory_op") as refusals:
         for low, high in held:
             hc.memory_op(XENMEM_DECREASE_RESERVATION, pfn=low, nr=high - low)
-        return 0
-    given = hc.calls["memory_op"] - before - 1  # the last one was refused
+    given = hc.calls["memory_op"] - before - len(refusals)
     return held.size - given
 
 

@@ -49,7 +49,7 @@ class Entry:
     @property
     def nr_pages(self) -> int:
         """Pages of 4 KiB behind it."""
-        return ENTRIES ** (self.level - 1)
+        return 1 << TABLE_SHIFT * (self.level - 1)
 
 
 def entry_of(domain: Domain, fault: Corrupted) -> Entry:

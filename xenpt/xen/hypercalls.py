@@ -209,12 +209,17 @@ class Hypercalls:
                 self._accept(single)
 
     @contextmanager
-    def optional(self, op: str) -> Iterator[None]:
-        """Calls that the guest can do without: a refusal of one ends the block, and no more."""
+    def optional(self, op: str) -> Iterator[list[RefusedError]]:
+        """Calls that the guest can do without: a refusal of one ends the block, and no more.
+
+        The refusal is then in the list.
+        """
+        refusals: list[RefusedError] = []
         try:
-            yield
-        except RefusedError:
+            yield refusals
+        except RefusedError as refused:
             self._count(op, 1)  # it was a trap all the same
+            refusals.append(refused)
 
     def _accept(self, call: Call) -> None:
         if call.batched:
