@@ -341,6 +341,16 @@ def test_pages_of_the_list_that_it_does_not_name_are_lost():
     assert not held.meets(0, 4096)  # page 0 is freed in their place
 
 
+def test_tables_of_the_list_lie_between_its_pages():
+    """2 GiB in 4 KiB leaves: L3, L2, L1, 512 pages, L1 at 0x8000 + 515, 512 pages."""
+    built = domain(2 * GIB, leaf="4k")
+    boot = booted(Hole(0x8000 + 513, 2), built=built)
+    assert boot.cleanup.cost.pages_leaked == 2
+    assert boot.cleanup.cost.pages_freed == 1024 + 4 - 2
+    with pytest.raises(UsageError, match="frames of the list's own tables"):
+        booted(Hole(0x8000 + 515), built=built)
+
+
 @pytest.mark.parametrize(
     ("symbol", "panic"),
     [

@@ -21,6 +21,7 @@ from xenpt.abi import (
     START_KERNEL_MAP,
     table_slot,
 )
+from xenpt.extents import expand
 from xenpt.faults import PANIC, UNNOTICED
 from xenpt.linux.memblock import NO_REGIONS, Regions
 from xenpt.linux.pagetable import static_frames, xen_table_pfns
@@ -197,9 +198,8 @@ def _refused_in_l2(state: BootState, entry: Entry) -> Fate | None:
     copied = entry.level == 2 and table_slot(entry.vaddr, 3) == table_slot(START_KERNEL_MAP, 3)
     if not copied or not entry.new & PTE_PRESENT:
         return None
-    l1 = state.domain.initial.tables
-    pfns = {int(row["pfn"]) + i for row in l1[l1["level"] == 1] for i in range(int(row["nr"]))}
-    typed = {int(mfn) for mfn in state.domain.p2m.mfn(sorted(pfns))}
+    tables = expand(state.domain.initial.tables, tables=True)
+    typed = set(state.domain.p2m.mfn(tables["pfn"][tables["level"] == 1]).tolist())
     if bad_flags(entry.new, 2, iomem=True) or entry_mfn(entry.new) not in typed:
         return Fate(PANIC, Stage.SETUP_KERNEL_PAGETABLE, _PIN)
     return None

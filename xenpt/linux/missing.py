@@ -9,7 +9,7 @@ import numpy as np
 
 from xenpt.abi import PAGE_SHIFT, START_KERNEL_MAP, pfn_up
 from xenpt.errors import UsageError
-from xenpt.extents import Runs, column
+from xenpt.extents import Runs, column, expand
 from xenpt.faults import Hole
 from xenpt.linux.memblock import Range, Regions
 from xenpt.linux.pagetable import static_frames, xen_table_pfns
@@ -98,8 +98,13 @@ def held_by_xen(state: BootState) -> Regions:
 
 
 def frames_of_tables(tables: Runs) -> list[Range]:
-    """Frames of runs of tables; a step is 1, -1, or the run has one table."""
-    pfn, nr, step = (column(tables, name) for name in ("pfn", "nr", "step"))
+    """Frames of runs of tables, as ranges; those that do not touch are ranges of their own."""
+    step, nr = column(tables, "step"), column(tables, "nr")
+    dense = tables[(np.abs(step) == 1) | (nr == 1)]
+    pfn, nr, step = (column(dense, name) for name in ("pfn", "nr", "step"))
     last = pfn + (nr - 1) * step
-    low, high = np.minimum(pfn, last), np.maximum(pfn, last) + 1
-    return list(zip(low.tolist(), high.tolist(), strict=True))
+    found = list(
+        zip(np.minimum(pfn, last).tolist(), (np.maximum(pfn, last) + 1).tolist(), strict=True)
+    )
+    apart = expand(tables[(np.abs(column(tables, "step")) != 1) & (tables["nr"] > 1)], tables=True)
+    return found + [(pfn, pfn + 1) for pfn in apart["pfn"].tolist()]
