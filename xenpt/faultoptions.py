@@ -77,7 +77,8 @@ def with_lost_pages(
     """A walk over a list with empty entries, and what they cost: what is freed of `whole` only."""
     lost = whole.cost.pages_freed + whole.cost.pages_leaked - cleanup.cost.pages_freed
     cost = replace(cleanup.cost, pages_leaked=lost)
-    text = f"{lost:,} pages of the P->M list are not freed, {whole.cost.pages_leaked:,} without it"
+    others = whole.cost.pages_leaked
+    text = f"frames of the P->M list that are not freed: {lost:,}, without the fault {others:,}"
     outcomes = [Outcome(f, "p2m_free", LEAK, text) for f in of_kind(faults, Corrupted)]
     return replace(cleanup, cost=cost), outcomes
 

@@ -114,7 +114,7 @@ class Outcome:
 
     :ivar where: stage that it struck in, "build" for the builder; None: it did not strike
     :ivar end: PANIC, FALLBACK, LEAK or UNNOTICED; None: it did not strike
-    :ivar text: the same in words; of a panic, the text of whoever gave up
+    :ivar text: the same in words; a panic's begins with the text of whoever gave up
     """
 
     fault: Fault

@@ -258,8 +258,8 @@ class Injection:
             assert isinstance(domain.plan, DomuPlan)
             text = pin_failed(domain.plan)
             self._fates[fault] = Fate(PANIC, Stage.SETUP_KERNEL_PAGETABLE, text)
-            lines = "; ".join(refused.lines)
-            self.found[fault] = Outcome(fault, BUILD, PANIC, f"{text} ({lines})")
+            lines = f"Xen: {refused.lines[0]}; ...; {refused.lines[-1]}"
+            self.found[fault] = Outcome(fault, BUILD, PANIC, f"{text}; {lines}")
             return
         if wrong.old == wrong.new:
             return

@@ -4,8 +4,8 @@
 Three kinds of callers: those that BUG (set_page_prot_flags, pin_pagetable_pfn, set_pte_mfn, ...);
 batches, of which xen_mc_flush() says "WARNING" and goes on, so that an entry stays as it was; and
 those that do not look at the result. What follows from an entry that stays as it was is deduced.
-Sources: arch/x86/xen/mmu_pv.c, multicalls.c, setup.c, p2m.c of 6.1.192; multicalls.c warns since
-2.6.36, and 4.1 to 4.3 do the same in mmu.c.
+Sources: arch/x86/xen/mmu_pv.c, multicalls.c, setup.c, p2m.c of 6.1.192; that batches only warn is
+older than 4.1 (multicalls.c of 3.x), and the callers of 4.1 to 4.3 are taken to be the same.
 """
 
 from collections.abc import Callable

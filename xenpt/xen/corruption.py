@@ -119,6 +119,8 @@ def refusal_of_pin(domain: Domain, fault: Corrupted) -> RefusedError | None:
     image = corrupted_image(plain, entry_of(plain, fault))
     tables = PageTables(frames_of(plain.p2m), Memory(), iomem=False, domid=1)
     tables.memory.put(image.mfn.tolist(), image.pages)
+    pfns = plain.p2m.pfn(image.mfn)  # the M2P, as far as lines of the log name pages by it
+    tables.m2p = dict(zip(image.mfn.tolist(), pfns.tolist(), strict=True))
     try:
         CheckedMachine(tables).mmuext_op([(MMUEXT_PIN_L4_TABLE, int(image.mfn[image.root()]), 0)])
     except RefusedError as refused:
