@@ -3,7 +3,7 @@
 
 import re
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,8 +19,17 @@ from xenpt.boottexts import (
     panic_report,
     words_report,
 )
+from xenpt.builderfaults import builder_outcomes
 from xenpt.domuplan import plan_domu
 from xenpt.errors import UsageError
+from xenpt.faultoptions import (
+    faults_of,
+    faults_report,
+    faulty_host,
+    with_lost_pages,
+    without_pages,
+)
+from xenpt.faults import Fault, Outcome
 from xenpt.inputs.config import LEAF_SIZES, Host, read_e820
 from xenpt.inputs.initrd import Initrd, read_initrd
 from xenpt.inputs.kernel import Kernel, default_kernel, read_kernel
@@ -75,23 +84,30 @@ def kernel(options: Namespace) -> Answer:
 def plan(options: Namespace) -> Answer:
     """`xenpt plan MEMORY`: where everything will be."""
     found = _plan(options)
-    return Answer(found.as_dict(), plan_report(found), NO if found.panic else YES)
+    outcomes = builder_outcomes(found)
+    data = found.as_dict() | _faults(outcomes)
+    report = plan_report(found) + faults_report(outcomes)
+    return Answer(data, report, NO if found.panic else YES)
 
 
 def boot(options: Namespace) -> Answer:
     """`xenpt boot MEMORY`: does it boot, through which stages, at what cost?"""
     if not 1 <= options.threads <= MAX_THREADS:
         raise UsageError(f"--threads {options.threads}: expected 1 to {MAX_THREADS}")
-    rules = _rules(options)
+    rules, faults = _rules(options), faults_of(options)
     planned = _plan(options)
     if planned.panic:
-        return Answer(_panicked_boot(planned), panic_report(planned, rules.name), NO)
+        outcomes = _outcomes_without_boot(planned, faults)
+        report = panic_report(planned, rules.name) + faults_report(outcomes)
+        return Answer(_panicked_boot(planned, outcomes), report, NO)
     domain = build(planned)
-    booted = Boot(domain, rules=rules, e820=planned.host.map, check=options.check).run()
+    booted = Boot(
+        domain, rules=rules, e820=planned.host.map, check=options.check, faults=faults
+    ).run()
     data = booted.as_dict()
     if data["cleanup"] is not None:
         data["cleanup"] |= _chosen(planned)
-    report = boot_report(booted, data["beyond"])
+    report = boot_report(booted, data["beyond"]) + faults_report(booted.faults)
     if options.engine != "extents":
         begin = perf_counter()
         if options.engine == "packed":
@@ -109,13 +125,22 @@ def boot(options: Namespace) -> Answer:
 
 def cleanup(options: Namespace) -> Answer:
     """`xenpt cleanup MEMORY`: what does freeing the initial P->M list cost?"""
-    rules = _rules(options)
+    rules, faults = _rules(options), faults_of(options)
     planned = _plan(options)
+    outcomes = builder_outcomes(planned)
     if planned.panic:
-        data = _no_cleanup(planned, rules, planned.panic)
-        return Answer(data, panic_report(planned, rules.name), NO)
+        outcomes = _outcomes_without_boot(planned, faults)
+        data = _no_cleanup(planned, rules, planned.panic) | _faults(outcomes)
+        report = panic_report(planned, rules.name) + faults_report(outcomes)
+        return Answer(data, report, NO)
     try:
         freed = _freed(planned, rules)
+        mapping = without_pages(freed.domain, faults)
+        if mapping is not None:
+            walked = free_initial_p2m(freed.domain, rules=rules, mapping=mapping)
+            found, lost = with_lost_pages(walked, freed.cleanup, faults)
+            outcomes += lost
+            freed = freed._replace(cleanup=found)
     except LinuxPanic as panic:
         data = _no_cleanup(planned, rules, str(panic))
         return Answer(data, panic_report(planned, rules.name, str(panic)), NO)
@@ -125,8 +150,22 @@ def cleanup(options: Namespace) -> Answer:
         **_chosen(planned),
         "panic": None,
         "variants": {v.plan.host.superpages: v.cleanup.as_dict() for v in variants},
+        **_faults(outcomes),
     }
-    return Answer(data, cleanup_report(freed, variants))
+    return Answer(data, cleanup_report(freed, variants) + faults_report(outcomes))
+
+
+def _faults(outcomes: list[Outcome]) -> dict[str, Any]:
+    """The key `faults` of an object that has it only where there are any."""
+    return {"faults": [outcome.as_dict() for outcome in outcomes]} if outcomes else {}
+
+
+def _outcomes_without_boot(planned: Plan, faults: Sequence[Fault]) -> list[Outcome]:
+    """What came of the faults of a guest that is not built."""
+    found = builder_outcomes(planned)
+    of_host = {outcome.fault for outcome in found}
+    rest = [Outcome.none(f, "the guest is not built") for f in faults if f not in of_host]
+    return [*found, *rest]
 
 
 def _no_cleanup(planned: Plan, rules: LinuxRules, panic: str) -> dict[str, Any]:
@@ -230,7 +269,7 @@ def _variants(domain: Domain, rules: LinuxRules) -> Iterator[Freed]:
             yield Freed(remapped, freed, walk_seconds(remapped))
 
 
-def _panicked_boot(planned: Plan) -> dict[str, Any]:
+def _panicked_boot(planned: Plan, outcomes: Iterable[Outcome] = ()) -> dict[str, Any]:
     """The `boot` object of a dom0 that Xen does not build."""
     return {
         "verdict": "panics",
@@ -243,6 +282,7 @@ def _panicked_boot(planned: Plan) -> dict[str, Any]:
         "checked": None,
         "beyond": planned.beyond,
         "warnings": [],
+        "faults": [outcome.as_dict() for outcome in outcomes],
     }
 
 
@@ -284,7 +324,7 @@ def _domu_plan(options: Namespace) -> Plan:
         raise UsageError("give MEMORY, such as 600G")
     return plan_domu(
         _guest_kernel(options),
-        replace(BUILDERS["toolstack"], xen=options.xen),
+        faulty_host(replace(BUILDERS["toolstack"], xen=options.xen), faults_of(options)),
         nr_pages=pages(options.memory),
         initrd=_initrd(options.initrd),
     )
@@ -301,12 +341,13 @@ def _host(options: Namespace) -> Host:
     if options.host is not None and options.e820 != "flat":
         raise UsageError("--host and --e820 FILE both say what memory the host has: give one")
     auto = BUILDERS["dom0"].superpages
-    return Host(
+    host = Host(
         xen=options.xen,
         memory=None if options.host is None else pages(options.host),
         superpages=auto if options.p2m_leaf == "auto" else options.p2m_leaf,
         e820=None if options.e820 == "flat" else read_e820(options.e820),
     )
+    return faulty_host(host, faults_of(options))
 
 
 def _guest_kernel(options: Namespace) -> Kernel:

@@ -216,6 +216,7 @@ def parser() -> Parser:
             )
             _add_kernel_options(command)
             _add_guest_options(command)
+            _add_fault_option(command)
         if name == "boot":
             _add_engine_options(command)
         _add_output_options(command, keep=True)
@@ -259,6 +260,16 @@ def _add_guest_options(command: Parser) -> None:
         metavar="flat|FILE",
         default="flat",
         help="its memory map: one RAM entry (default), or a log that has the map",
+    )
+
+
+def _add_fault_option(command: Parser) -> None:
+    command.add_argument_group("what goes wrong").add_argument(
+        "--fault",
+        metavar="KIND=ARGS",
+        action="append",
+        default=[],
+        help="oom, fragmented, refuse, corrupt, hole or e820; may be repeated; see docs/faults.md",
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from xenpt.abi import PAGE_SHIFT, pfn_up
+from xenpt.abi import PAGE_SHIFT, TABLE_SHIFT, pfn_up
 from xenpt.arrangement import JSON_KEYS, Plan
 from xenpt.domueras import ToolstackEra, toolstack_era
 from xenpt.domulayout import PAE, PV64, Builder
@@ -88,6 +88,7 @@ def plan_domu(
     panic = None
     try:
         builder.parse()
+        _populate(builder, host)
         builder.build_image()
         builder.boot_image()
     except GivesUpError as error:
@@ -111,6 +112,29 @@ def _pfn_ranges(nr_pages: int | None, vnuma: Sequence[Range] | None) -> tuple[Ra
     ):
         raise UsageError(f"vNUMA ranges {ranges}: expected sorted, disjoint [start, end) of pfns")
     return ranges
+
+
+def _populate(builder: Builder, host: Host) -> None:
+    """xc_dom_mem_init(): memory is asked for before anything has its place.
+
+    Where an extent of 2 MiB cannot be had single pages are asked for, in vain, too.
+
+    :raises GivesUpError: the host is out of memory (a fault)
+    """
+    if host.fragmented is not None:
+        raise UsageError(f"--fault {host.fragmented}: only for --builder dom0")
+    if host.oom is not None and host.oom <= nr_extents(builder.era, builder.ranges):
+        text = f"failed to allocate {builder.nr_pages:#x} pages"
+        raise GivesUpError(f"{builder.era.memory_function}: {text}")
+
+
+def nr_extents(era: ToolstackEra, ranges: Sequence[Range]) -> int:
+    """Extents that meminit_pv() asks for: of 2 MiB as many as fit, then single pages."""
+    nr = 0
+    for start, end in ranges:
+        large = (end - start) >> TABLE_SHIFT if era.populates_2m else 0
+        nr += large + (end - start - (large << TABLE_SHIFT))
+    return nr
 
 
 _UNDECIDED: dict[str, Any] = {

@@ -6,6 +6,7 @@ of 1 GiB or 2 MiB wherever one is aligned and fits, else 4 KiB, and a table when
 """
 
 from dataclasses import dataclass
+from itertools import groupby
 
 from xenpt.abi import (
     L2_SHIFT,
@@ -17,8 +18,10 @@ from xenpt.abi import (
     round_down,
     round_up,
 )
+from xenpt.faults import Fragmented
 
 Range = tuple[int, int]
+Run = tuple[int, int, int]  # (level, first virtual address, leaves)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,14 @@ class ListShape:
         return self.nr_data_pages + self.nr_tables
 
 
-def list_shape(start: int, end: int, *, leaf: str = "1g", mapped: Range = (0, 0)) -> ListShape:
+def list_shape(
+    start: int,
+    end: int,
+    *,
+    leaf: str = "1g",
+    mapped: Range = (0, 0),
+    blocks: Fragmented | None = None,
+) -> ListShape:
     """Shape of a list at virtual addresses [start, end), which need not be page-aligned.
 
     An unaligned start spends its slots on 4 KiB pages: the walk tests the address as it is and
@@ -58,11 +68,12 @@ def list_shape(start: int, end: int, *, leaf: str = "1g", mapped: Range = (0, 0)
 
     :param leaf: largest leaf, "4k", "2m" or "1g"
     :param mapped: what the initial mapping covers; its tables are there already
+    :param blocks: large blocks that are left for it on a fragmented host; None: enough
     """
     if end <= start:
         return ListShape(0, 0, 0, 0, 0, 0)
     nr_4k, nr_2m, nr_1g = (
-        sum(nr for of, _, nr in leaf_runs(start, end, leaf=leaf) if of == level)
+        sum(nr for of, _, nr in leaf_runs(start, end, leaf=leaf, blocks=blocks) if of == level)
         for level in (1, 2, 3)
     )
     return ListShape(
@@ -75,8 +86,33 @@ def list_shape(start: int, end: int, *, leaf: str = "1g", mapped: Range = (0, 0)
     )
 
 
-def leaf_runs(start: int, end: int, *, leaf: str = "1g") -> list[tuple[int, int, int]]:
+def leaf_runs(
+    start: int, end: int, *, leaf: str = "1g", blocks: Fragmented | None = None
+) -> list[Run]:
     """The leaves of a list at [start, end): (level, first virtual address, count), upwards."""
+    runs = _wanted_runs(start, end, leaf)
+    return runs if blocks is None else _served_runs(runs, blocks)
+
+
+def _served_runs(runs: list[Run], blocks: Fragmented) -> list[Run]:
+    """Where a block cannot be had for a leaf, its slot is filled with the next smaller ones."""
+    left, served = blocks.larger, []
+    for level, vaddr, nr in runs:
+        large = TABLE_SHIFT * (level - 1) > blocks.order
+        got = min(nr, left) if large else nr
+        left -= got if large else 0
+        lower = 2 if level == 3 and blocks.order >= TABLE_SHIFT else 1
+        smaller = (nr - got) << TABLE_SHIFT * (level - lower)
+        behind = vaddr + (got << PAGE_SHIFT + TABLE_SHIFT * (level - 1))
+        served += [(level, vaddr, got), (lower, behind, smaller)]
+    joined = []
+    for level, group in groupby((run for run in served if run[2]), key=lambda run: run[0]):
+        of_level = list(group)
+        joined.append((level, of_level[0][1], sum(nr for _, _, nr in of_level)))
+    return joined
+
+
+def _wanted_runs(start: int, end: int, leaf: str) -> list[Run]:
     low, high = round_down(start, PAGE_SIZE), round_up(end, PAGE_SIZE)
     large = _whole_slots(start, end, L2_SHIFT) if leaf != "4k" else (0, 0)
     huge = _whole_slots(start, end, L3_SHIFT) if leaf == "1g" else (0, 0)
@@ -97,15 +133,12 @@ def leaf_runs(start: int, end: int, *, leaf: str = "1g") -> list[tuple[int, int,
     return [run for run in runs if run[2]]
 
 
-def last_leaf_start(start: int, end: int, *, leaf: str = "1g") -> int:
+def last_leaf_start(
+    start: int, end: int, *, leaf: str = "1g", blocks: Fragmented | None = None
+) -> int:
     """Where the last leaf of the list [start, end) begins; `start` if it is the only one."""
-    last_page = max(start, round_up(end, PAGE_SIZE) - PAGE_SIZE)
-    sizes = {"1g": (L3_SHIFT, L2_SHIFT), "2m": (L2_SHIFT,), "4k": ()}[leaf]
-    for shift in sizes:
-        first, behind = _whole_slots(start, end, shift)
-        if first <= last_page >> shift < behind:
-            return last_page >> shift << shift
-    return last_page
+    level, vaddr, nr = leaf_runs(start, end, leaf=leaf, blocks=blocks)[-1]
+    return max(start, vaddr + ((nr - 1) << PAGE_SHIFT + TABLE_SHIFT * (level - 1)))
 
 
 def _whole_slots(start: int, end: int, shift: int) -> Range:

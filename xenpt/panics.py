@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from xenpt import abi
 from xenpt.abi import L2_SIZE, WORD, round_up
 from xenpt.arrangement import Plan
+from xenpt.heaprequests import NO_CHUNK, NO_REST, blocks_left, heap_requests
 from xenpt.inputs.kerneljson import natural_machine
 from xenpt.listshape import last_leaf_start, list_shape
 
@@ -42,7 +43,7 @@ class Failure:
 def first_failure(plan: Plan) -> Failure | None:
     """What the builder gives up at, or None if it builds this dom0."""
     checks: tuple[Callable[[Plan], Failure | None], ...] = (
-        _kernel, _hv_start, _chunk, _image, _list, _supervisor_mode,
+        _kernel, _hv_start, _chunk, _image, _list, _supervisor_mode, _out_of_memory,
     )  # fmt: skip
     for check in checks:
         if failure := check(plan):
@@ -91,11 +92,17 @@ def _hv_start(plan: Plan) -> Failure | None:
 def _chunk(plan: Plan) -> Failure | None:
     if (1 << plan.alloc_order) + plan.initrd_pages > plan.nr_pages:
         text = "Domain 0 allocation is too small for kernel image"
-    elif plan.alloc_order > plan.era.max_order:
-        text = "Not enough RAM for domain 0 allocation"
+    elif plan.alloc_order > plan.era.max_order or _no_block_for_chunk(plan):
+        text = NO_CHUNK
     else:
         return None
     return Failure(text + plan.era.panic_stop, undecided=CHUNK_KEYS | START_INFO_KEYS)
+
+
+def _no_block_for_chunk(plan: Plan) -> bool:
+    blocks = plan.host.fragmented
+    too_small = blocks is not None and blocks.larger == 0 and plan.alloc_order > blocks.order
+    return too_small or plan.host.oom == 1
 
 
 def _image(plan: Plan) -> Failure | None:
@@ -136,8 +143,10 @@ def _room_for_list(plan: Plan, start: int, end: int) -> bool:
     if start >= end:
         return True
     leaf, mapped = plan.host.largest_leaf, plan.total
-    before = list_shape(start, last_leaf_start(start, end, leaf=leaf), leaf=leaf, mapped=mapped)
-    data = list_shape(start, end, leaf=leaf, mapped=mapped).nr_data_pages
+    blocks = blocks_left(plan.host.fragmented, plan.alloc_order)
+    last = last_leaf_start(start, end, leaf=leaf, blocks=blocks)
+    before = list_shape(start, last, leaf=leaf, mapped=mapped, blocks=blocks)
+    data = list_shape(start, end, leaf=leaf, mapped=mapped, blocks=blocks).nr_data_pages
     return plan.first_p2m_pfn + data + before.nr_tables + TABLE_RESERVE <= plan.nr_pages
 
 
@@ -145,3 +154,15 @@ def _supervisor_mode(plan: Plan) -> Failure | None:
     if "!supervisor_mode_kernel" not in (plan.image.features or "").split("|"):
         return None
     return Failure("Dom0 requires supervisor-mode execution" + plan.era.panic_stop, arranged=True)
+
+
+def _out_of_memory(plan: Plan) -> Failure | None:
+    """A host without memory from some request on (a fault); the first of all is the chunk's.
+
+    A list for which there is no room anyway is found out by the check above.
+    """
+    text = None if plan.host.oom is None else heap_requests(plan).failing(plan.host.oom)
+    if text is None:
+        return None
+    undecided = {"mod_start", "mod_len"} if text == NO_REST else START_INFO_KEYS
+    return Failure(text + plan.era.panic_stop, arranged=True, undecided=frozenset(undecided))

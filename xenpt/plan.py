@@ -13,6 +13,7 @@ from xenpt.arrangement import Plan
 from xenpt.dom0size import MAX_PAGES, Dom0Size, dom0_compute_nr_pages
 from xenpt.eras import Era, era_of
 from xenpt.errors import UsageError
+from xenpt.heaprequests import blocks_left
 from xenpt.inputs.config import Guest, Host
 from xenpt.inputs.kernel import Kernel
 from xenpt.layout import initial_layout
@@ -62,7 +63,13 @@ def plan_dom0(
     p2m, shape = layout.p2m, ListShape(0, 0, 0, 0, 0, 0)
     if list_base is not None:
         p2m = (list_base, list_base + list_bytes)
-        shape = list_shape(p2m[0], p2m[1] % WORD, leaf=host.largest_leaf, mapped=layout.total)
+        shape = list_shape(
+            p2m[0],
+            p2m[1] % WORD,
+            leaf=host.largest_leaf,
+            mapped=layout.total,
+            blocks=blocks_left(host.fragmented, layout.alloc_order),
+        )
     initrd = layout.initrd if layout.initrd and initrd_bytes else None
     initrd_pages = pfn_up(initrd_bytes) if era.initrd_in_place else 0
     chunk = 1 << layout.alloc_order

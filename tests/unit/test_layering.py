@@ -18,8 +18,11 @@ PACKAGE = Path(__file__).resolve().parents[2] / "xenpt"
 ROWS = (
     ("errors", "abi", "units", "cost", "timing", "provenance", "output", "room"),
     ("_core", "_reference"),
-    ("inputs", "inputs.*"),
-    ("plan", "arrangement", "dom0size", "eras", "layout", "listshape", "panics", "domu*"),
+    ("inputs", "inputs.*", "faults"),
+    (
+        "plan", "arrangement", "dom0size", "eras", "layout", "listshape", "panics", "heaprequests",
+        "builderfaults", "domu*",
+    ),
     ("extents", "image", "engine", "stream"),
     ("xen", "xen.*"),
     ("linux", "linux.*"),
@@ -29,8 +32,8 @@ ROWS = (
     ),
     ("",),  # xenpt/__init__.py: the names that a user imports
     (
-        "report", "texts", "boottexts", "sweeptexts", "logtexts", "sweepcommand", "answers", "cli",
-        "__main__",
+        "report", "texts", "boottexts", "sweeptexts", "logtexts", "sweepcommand", "faultoptions",
+        "answers", "cli", "__main__",
     ),
 )
 # fmt: on

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from xenpt.abi import PAGE_SHIFT, PAGE_SIZE, WORD
 from xenpt.errors import InputError, UsageError
+from xenpt.faults import Fragmented
 from xenpt.inputs.files import MAX_LINE, MAX_LOG_BYTES
 from xenpt.units import pages
 
@@ -45,6 +46,8 @@ class Host:
     :ivar pv_shim: Xen itself runs in a guest, for one PV guest of its own
     :ivar pv32: built with CONFIG_PV32: 32-bit PV guests, and a second M2P for them
     :ivar pm_bits: power management bits that start_info's flags carry (3: P and C states)
+    :ivar fragmented: its large blocks are few (a fault), or None
+    :ivar oom: number of the request for a domain's memory from which on none is served (a fault)
     """
 
     xen: str = "4.17"
@@ -57,6 +60,8 @@ class Host:
     pv_shim: bool = False
     pv32: bool = True
     pm_bits: int = 3
+    fragmented: Fragmented | None = None
+    oom: int | None = None
 
     @property
     def map(self) -> tuple[Ram, ...] | None:

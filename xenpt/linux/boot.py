@@ -5,7 +5,7 @@ Modelled is what the named stages do to page tables, frames and memblock. Hyperc
 (console output, early_ioremap, cleanup_highmap, trap and callback setup) are in no stage.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -22,11 +22,13 @@ from xenpt.abi import (
 from xenpt.cost import Cost
 from xenpt.errors import PanicError, RefusedError, UsageError
 from xenpt.extents import Mapping
+from xenpt.faults import Fault, Outcome
 from xenpt.inputs.config import Ram as E820Entry
 from xenpt.linux.bugs import Bug, Seen, bugs_met
 from xenpt.linux.checkedboot import CheckedBoot
 from xenpt.linux.cleanup import Cleanup, free_list, p2m_free
 from xenpt.linux.e820 import in_one_ram_entry
+from xenpt.linux.injection import Injection
 from xenpt.linux.memblock import Memblock
 from xenpt.linux.pagetable import cleanup_highmap, setup_kernel_pagetable
 from xenpt.linux.rules import MAINLINE, LinuxRules
@@ -78,8 +80,10 @@ class Boot:
     :param max_reservation: pages that the domain may grow to; None for what its plan says
     :param record: keep the hypercalls of each stage, for small guests
     :param check: do each hypercall and each store under Xen's rules, and compare after each stage;
-        None for small guests alone
+        None for small guests without faults alone
     :param gate: may refuse a hypercall, see Hypercalls
+    :param faults: what goes wrong; that of the builder's memory is the host's (`Host`)
+    :raises UsageError: a kernel that is not modelled, a fault about what the domain does not have
 
     :ivar state: as the last stage left it
     :ivar results: the stages that were run
@@ -98,11 +102,14 @@ class Boot:
         record: bool = False,
         check: bool | None = None,
         gate: Callable[[Call], None] | None = None,
+        faults: Iterable[Fault] = (),
     ) -> None:
         self.domain, self.rules, self.record, self.gate = domain, rules, record, gate
-        self.state = initial_state(domain, rules, e820=e820, max_reservation=max_reservation)
+        state = initial_state(domain, rules, e820=e820, max_reservation=max_reservation)
+        self._faults = Injection(faults, state)
+        self.state = self._faults.entry(state)
         self._checked: CheckedBoot | None = None
-        small = domain.plan.nr_pages <= CHECKED_PAGES
+        small = domain.plan.nr_pages <= CHECKED_PAGES and not self._faults.faults
         with_calls = self.state.bits == 64 and not rules.auto_translated and not self._in_holes()
         if (small if check is None else check) and with_calls:
             self._checked = CheckedBoot.of(self.state)
@@ -143,6 +150,7 @@ class Boot:
                 self._run(name)
             except LinuxPanic as panic:
                 self.panic = str(panic)
+                self._faults.panicked(name, self.state, self.panic)
             except NotModelled as gap:
                 self.not_modelled = str(gap)
         return self
@@ -156,14 +164,19 @@ class Boot:
         if stage is _dies_in(self.state):
             raise LinuxPanic(DOM0_DIES)
         self._check_unpin(stage)
-        hc = Hypercalls(record=self.record, gate=self.gate)
         before = self.state
+        self._faults.before(stage, before)
+        gate = self._faults.gate(stage, before) or self.gate
+        hc = Hypercalls(record=self.record, gate=gate)
         try:
-            self.state, outcome = STAGES[stage](before, hc)
+            state, outcome = STAGES[stage](before, hc)
             if self._checked is not None:
                 self._checked.follow(stage, before, outcome)
         except RefusedError as refused:
+            if self._faults.faults:
+                raise self._faults.refused() from None
             raise LinuxPanic(f"kernel BUG in {stage.value}: Xen answers {refused}") from None
+        self.state = self._faults.after(stage, before, state)
         if isinstance(outcome, Cleanup):
             self.cleanup, outcome = outcome, outcome.cost
             self._memblock["cleanup"] = self.state.memblock
@@ -192,6 +205,11 @@ class Boot:
         setup = done.get(Stage.MEMORY_SETUP.value)
         memory_ops = None if setup is None else setup.by_type["memory_op"]
         return bugs_met(Seen(self.state, self.cleanup, memory_ops))
+
+    @property
+    def faults(self) -> list[Outcome]:
+        """What came of each fault so far, those of the builder's memory first."""
+        return self._faults.outcomes(self.state, self.panic)
 
     @property
     def beyond(self) -> list[dict[str, Any]]:
@@ -269,6 +287,7 @@ class Boot:
             "checked": self.checked,
             "beyond": self.beyond,
             "warnings": [bug.as_dict() for bug in self.bugs],
+            "faults": [outcome.as_dict() for outcome in self.faults],
         }
 
 
@@ -358,12 +377,17 @@ def free_initial_p2m(
 
 
 def _dies_in(state: BootState) -> Stage | None:
-    """Stage whose first access to the P->M list faults, or None (SPEC F2e, I13).
+    """Stage whose first access to the P->M list or start_info faults, or None (SPEC F2e, I13).
 
     Linux copies one L4 entry, and never that of slot 0 or of its own slot 511 (v4.1 copies none).
     Once its own tables are loaded it reads no entry behind that slot; in the direct map it reads
-    those of all pages, the highest first.
+    those of all pages, the highest first. start_info is read for each of these pages: in a hole it
+    is no longer mapped.
     """
+    start_info = state.pfn(int(state.domain.plan.start_info[0]))
+    hidden = not state.rules.map_holes_identity and start_info <= state.max_pfn_mapped
+    if state.linux_e820 and hidden and state.identity.meets(start_info, start_info + 1):
+        return Stage.INIT_MEM_MAPPING
     if state.domain.p2m_map is None:
         return None
     start = int(state.domain.plan.mfn_list)

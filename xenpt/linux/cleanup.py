@@ -5,6 +5,7 @@ Every 4 KiB frame of a list outside the initial mapping is made writable by one 
 large its leaf is: large leaves save reads and calls of the allocator, not hypercalls. SPEC F7.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -101,23 +102,42 @@ def free_list(state: BootState, hc: Hypercalls) -> tuple[BootState, Cleanup]:
         set_entries |= {"l2": tables["l1"], "l3": tables["l2"]}
         set_entries["l4"] |= tables["l3"]
     freed = frames_of(walk)
+    lost = _lost(mapping, state.missing)
     cost = Cost(
         by_type=dict(hc.by_type),
         entries_read=walk.entries_read,
         lookup_reads=LOOKUP_READS * walk.pages_freed,
         memblock_free_calls=walk.nr_frees,
-        pages_freed=walk.pages_freed,
-        pages_leaked=walk.leaked_pages,
+        pages_freed=walk.pages_freed - lost.size,
+        pages_leaked=walk.leaked_pages + lost.size,
         tables_freed=tables,
     )
+    kept = Regions.of(freed) - lost
+    given = kept.add(0, 1).ranges if lost.size else kept.ranges
     new = replace(
         state,
-        memblock=_free(state.memblock, freed),
-        ro_frames=state.ro_frames - Regions.of(freed),
+        memblock=_free(state.memblock, given),
+        ro_frames=state.ro_frames - kept,
+        nr_lost=state.nr_lost + lost.size,
         initial_list=replace(state.initial_list, mapping=None),
     )
     nr_unpinned = sum(tables.values()) if unpin else 0
     return new, Cleanup(state.rules.name, cost, set_entries, nr_unpinned)
+
+
+def _lost(mapping: Mapping, missing: Regions) -> Regions:
+    """Pages of the list whose own P->M entry is missing: pte_pfn() of their entries is 0.
+
+    So page 0 is freed, once for each of them, and they stay read-only and reserved. In large leaves
+    and table pages there are none of these.
+    """
+    small = mapping.leaves[mapping.leaves["level"] == 1]
+    first, nr = column(small, "pfn"), column(small, "nr")
+    return Regions.of(
+        piece
+        for start, end in zip(first.tolist(), (first + nr).tolist(), strict=True)
+        for piece in missing.clip(start, end)
+    )
 
 
 def frames_of(walk: FreeWalk) -> list[tuple[int, int]]:
@@ -142,7 +162,8 @@ def _issue(
     cleared = _cleared_levels(state)
     if not hc.one_by_one:
         tables = walk.tables_freed
-        hc.update_va_mapping(0, None, KERNEL_PTE, nr=walk.pages_freed)
+        absent = sum(state.unmapped.clip(*freed).size for freed in frames_of(walk))
+        hc.update_va_mapping(0, None, KERNEL_PTE, nr=walk.pages_freed - absent)
         hc.mmu_update(2, None, 0, None, 0, nr=sum(tables[f"l{level}"] for level in cleared))
         for _ in hc.repeat(sum(tables.values()) if unpin else 0):
             hc.mmuext_op(MMUEXT_UNPIN_TABLE)
@@ -165,8 +186,12 @@ def _issue(
                     hc.mmuext_op(MMUEXT_UNPIN_TABLE, pfn)
             elif level == 1 and not state.rules.cleanup.depth_first:
                 clear_entry(1, int(event["vpn"]) // ENTRIES * ENTRIES)
+            if state.missing.meets(pfn, pfn + 1):
+                pfn = 0
             (flags,) = frame_flags(state, np.array([pfn])).tolist()
-            hc.update_va_mapping(state.va(pfn), pfn, flags, nr=int(event["pages"]))
+            pages = Regions.of([(pfn, pfn + int(event["pages"]))])
+            for first, end in pages - state.unmapped:  # no L1 table: nothing to look up
+                hc.update_va_mapping(state.va(first), first, flags, nr=end - first)
 
 
 def _cleared_levels(state: BootState) -> list[int]:
@@ -185,7 +210,7 @@ def _parent(state: BootState, mapping: Mapping, level: int, vpn: int) -> int | N
     return int(tables["pfn"][hit]) + int(i[hit]) * int(tables["step"][hit])
 
 
-def _free(memblock: Memblock, frames: list[tuple[int, int]]) -> Memblock:
+def _free(memblock: Memblock, frames: Iterable[tuple[int, int]]) -> Memblock:
     freed = Regions(tuple((start << PAGE_SHIFT, end << PAGE_SHIFT) for start, end in frames))
     return replace(memblock, reserved=memblock.reserved - freed)
 
@@ -196,6 +221,7 @@ def _free_inside(state: BootState, hc: Hypercalls) -> tuple[BootState, Cleanup]:
     (Outside, the second of these finds nothing: cleanup_highmap() went up to max_pfn_mapped.)
     """
     (vaddr, last), tables = highmap_ranges(state)
+    nr_before = state.highmap.size
     state, list_cost = clean_highmap(state, hc, vaddr, last)
     state, table_cost = clean_highmap(state, hc, *tables)
     size = pfn_up(8 * state.nr_pages) << PAGE_SHIFT
@@ -207,7 +233,7 @@ def _free_inside(state: BootState, hc: Hypercalls) -> tuple[BootState, Cleanup]:
     )
     first = state.pfn(vaddr) << PAGE_SHIFT
     new = replace(state, memblock=state.memblock.free(first, first + size))
-    nr_cleared = cost.by_type["mmu_update"]
+    nr_cleared = nr_before - state.highmap.size
     return new, Cleanup(state.rules.name, cost, {"l2": nr_cleared, "l3": 0, "l4": 0}, 0)
 
 

@@ -141,7 +141,9 @@ def _map_top_down(work: _Work, hc: Hypercalls, start: int, end: int) -> _Work:
     """memory_map_top_down(): begin with a free 2 MiB block near the end, so that tables for the
     next, larger range can come from what is mapped.
     """
-    block = work.memblock.find(PMD_SIZE, PMD_SIZE, start, end)
+    memblock, served = work.memblock.ask()
+    work = replace(work, memblock=memblock)
+    block = memblock.find(PMD_SIZE, PMD_SIZE, start, end) if served else None
     if block is not None:
         real_end = block + PMD_SIZE
     else:
@@ -213,9 +215,19 @@ def _alloc_low_pages(work: _Work, nr: int, *, from_buffer: bool) -> tuple[_Work,
         memblock, runs = work.memblock.take_pages(nr, low, high)
         frames += [(pfn, pages, -1) for pfn, pages in runs]
         if sum(pages for _, pages in runs) < nr:
-            raise LinuxPanic("Kernel panic - not syncing: alloc_low_pages: can not alloc memory")
+            raise _no_low_page(work, from_buffer=from_buffer)
         work = replace(work, memblock=memblock)
     return work, frames
+
+
+def _no_low_page(work: _Work, *, from_buffer: bool) -> LinuxPanic:
+    """What alloc_low_pages() says when memblock has no page for it."""
+    rules, (low, high) = work.state.rules, work.mapped
+    if rules.low_pages_extend_brk and from_buffer:
+        return LinuxPanic("kernel BUG in extend_brk(): the brk area is closed")
+    nothing_mapped = low >= high and not rules.low_pages_extend_brk
+    text = "ran out of memory" if nothing_mapped else "can not alloc memory"
+    return LinuxPanic(f"Kernel panic - not syncing: alloc_low_pages: {text}")
 
 
 def _table_rows(new: dict[int, Regions], frames: _Frames, work: _Work) -> Runs:

@@ -85,10 +85,16 @@ NO_REGIONS = Regions()
 
 @dataclass(frozen=True, slots=True)
 class Memblock:
-    """memblock.memory and memblock.reserved."""
+    """memblock.memory and memblock.reserved.
+
+    :ivar requests: allocations that were asked for
+    :ivar fails_from: number of the request from which on none is served (a fault), or None
+    """
 
     memory: Regions = NO_REGIONS
     reserved: Regions = NO_REGIONS
+    requests: int = 0
+    fails_from: int | None = None
 
     def reserve(self, start: int, end: int) -> "Memblock":
         """memblock_reserve() of [start, end)."""
@@ -110,12 +116,23 @@ class Memblock:
                 return at
         return None
 
+    def ask(self, nr: int = 1) -> tuple["Memblock", int]:
+        """Count up to `nr` requests, as many as are served, and the first that is not.
+
+        :returns: the new memblock, and how many are served
+        """
+        if self.fails_from is None:
+            return replace(self, requests=self.requests + nr), nr
+        served = max(0, min(nr, self.fails_from - 1 - self.requests))
+        return replace(self, requests=self.requests + min(nr, served + 1)), served
+
     def take_pages(self, nr: int, start: int, end: int) -> tuple["Memblock", tuple[Range, ...]]:
         """Allocate `nr` single pages, each in its turn the highest free one in [start, end).
 
         :returns: the new memblock, and descending runs of frames as (highest pfn, pages); together
             they hold fewer pages than `nr` if memory runs out
         """
+        memblock, nr = self.ask(nr)
         runs: list[Range] = []
         free = self.memory.clip(max(start, PAGE_SIZE), end) - self.reserved
         taken: list[Range] = []
@@ -129,7 +146,7 @@ class Memblock:
             if not nr:
                 break
         reserved = Regions.of((*self.reserved.ranges, *taken))
-        return replace(self, reserved=reserved), tuple(runs)
+        return replace(memblock, reserved=reserved), tuple(runs)
 
     def as_dict(self) -> dict[str, list[list[int]]]:
         """JSON-ready lists of [start, end) in bytes."""

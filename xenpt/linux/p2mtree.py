@@ -2,8 +2,8 @@
 """xen_vmalloc_p2m_tree(): the P->M list is copied to Linux's own, sparse one (p2m.c; SPEC F5).
 
 The new list is linear in virtual space, 512 entries a page. A page of entries that are identity
-throughout is not copied: one filler page, or one L1 table full of it, is mapped over and over.
-(Entries that are missing throughout a page do not occur so early; their filler is made, too.)
+or missing throughout is not copied: one filler page of each kind, or one L1 table full of it, is
+mapped over and over. (Missing entries do not occur so early, but for those of a fault.)
 """
 
 from dataclasses import replace
@@ -29,7 +29,7 @@ from xenpt.abi import (
 from xenpt.cost import Cost
 from xenpt.extents import Ints, Mapping, Runs, make_runs, sort_leaves, sort_tables
 from xenpt.linux.directmap import KERNEL_PTE, kernel_ro_pte
-from xenpt.linux.memblock import Regions
+from xenpt.linux.memblock import NO_REGIONS, Regions
 from xenpt.linux.pages import Pages, placed
 from xenpt.linux.pagetable import PAGE_KERNEL, page_kernel_ro
 from xenpt.linux.rules import GIB_PAGES
@@ -42,6 +42,8 @@ BLOCK = P2M_PER_PAGE * ENTRIES  # pfns of one L1 table of the list
 TOOLS_TREE_PAGES = P2M_PER_PAGE**3
 _BEYOND_TREE = "kernel BUG in p2m_top_index(): pfn {:#x} is beyond the tree for Xen's tools"
 _NO_PAGE = "alloc_p2m_page: Failed to allocate 4096 bytes align=0x1000"
+_NO_TABLE = "set_pte_phys: cannot allocate page data"  # spp_getpage()
+_NO_BOOTMEM = "Out of memory"
 KERNPG_TABLE = PTE_DIRTY | PTE_ACCESSED | PTE_RW | PTE_PRESENT
 
 
@@ -56,13 +58,15 @@ def vmalloc_p2m_tree(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]
     p2m_size = round_up(state.nr_pages, P2M_PER_PAGE)
     limit = state.rules.hotplug_limit_gib * GIB_PAGES
     size = round_up(8 * max(state.max_p2m_pfn, limit), PMD_SIZE) // 8
-    own = _pages_of(Regions.of([(0, min(p2m_size, size))]) - state.identity)
-    tree = _Tree(state, hc)
+    missing = Regions.of((*state.missing, (state.nr_pages, p2m_size))) - state.identity
+    gone = Regions.of((-(-a // P2M_PER_PAGE), b // P2M_PER_PAGE) for a, b in missing)
+    own = _pages_of(Regions.of([(0, min(p2m_size, size))]) - state.identity) - gone
+    tree = _Tree(state, hc, gone)
     tree.make_fillers()
     tree.map_all(own, size // BLOCK)
     extra = _pages_of(state.extra)
     tree.invalidate(extra, own)
-    new_list, aliases = tree.mapping(size // BLOCK, Regions.of((*own, *extra)))
+    new_list, aliases = tree.mapping(size // BLOCK, Regions.of((*own, *(extra - gone))))
     return (
         replace(
             state,
@@ -81,40 +85,52 @@ def vmalloc_p2m_tree(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]
 class _Tree:
     """The new list while it is built.
 
-    :ivar filler: the page of identity entries; `filler_table`: the L1 table full of it
+    :ivar gone: P->M pages of which all entries are missing
+    :ivar filler: the page of identity entries; `filler_table`: the L1 table full of it;
+        `missing` and `missing_table`: those of missing entries
     :ivar tables: frames of the L2 and L3 tables by (level, number), and of the L1 tables of
         blocks that are only in part their own by (1, block)
     :ivar copied: `placed` rows of P->M pages of their own, by page
     :ivar own_l1: `placed` rows of L1 tables, by block
     """
 
-    def __init__(self, state: BootState, hc: Hypercalls) -> None:
-        self.state, self.hc = state, hc
-        text = "Out of memory" if state.rules.list_pages_by_bootmem else _NO_PAGE
-        self.pages = Pages(state.memblock, LinuxPanic(f"Kernel panic - not syncing: {text}"))
+    def __init__(self, state: BootState, hc: Hypercalls, gone: Regions = NO_REGIONS) -> None:
+        self.state, self.hc, self.gone = state, hc, gone
+        texts = (_NO_PAGE, _NO_TABLE)
+        if state.rules.list_pages_by_bootmem:
+            texts = (_NO_BOOTMEM, _NO_BOOTMEM)
+        no_page, self._no_table = (
+            LinuxPanic(f"Kernel panic - not syncing: {text}") for text in texts
+        )
+        self.pages = Pages(state.memblock, no_page)
         self.read_only = page_kernel_ro(state.rules)
         self.tables: dict[tuple[int, int], int] = {}
-        self.filler = self.filler_table = 0
+        self.filler = self.filler_table = self.missing = self.missing_table = 0
         self.filler_tables: tuple[int, ...] = ()
         self.copied: list[Ints] = []
         self.own_l1: list[Ints] = []
 
     def make_fillers(self) -> None:
         """Pages of missing and of identity entries, and an L1 table full of each."""
-        missing, self.filler = self.pages.next(), self.pages.next()
-        missing_table, self.filler_table = self._announced_l1(), self._announced_l1()
-        self.filler_tables = missing_table, self.filler_table
+        self.missing, self.filler = self.pages.next(), self.pages.next()
+        self.missing_table, self.filler_table = (
+            self._announced_l1(self.pages.next()) for _ in range(2)
+        )
+        self.filler_tables = self.missing_table, self.filler_table
         for slot in self.hc.repeat(ENTRIES):
-            self.hc.mmu_update(1, missing_table, slot, missing, self.read_only)
+            self.hc.mmu_update(1, self.missing_table, slot, self.missing, self.read_only)
             self.hc.mmu_update(1, self.filler_table, slot, self.filler, self.read_only)
 
     def map_all(self, own: Regions, nr_blocks: int) -> None:
         """Map blocks 0 .. nr_blocks - 1; `own`: P->M pages that are copied."""
-        whole = Regions.of((-(-a // ENTRIES), b // ENTRIES) for a, b in own)
-        touched = Regions.of((a // ENTRIES, -(-b // ENTRIES)) for a, b in own)
+        whole, missing = _whole_blocks(own), _whole_blocks(self.gone)
+        touched = Regions.of((a // ENTRIES, -(-b // ENTRIES)) for a, b in (*own, *self.gone))
+        identity = Regions.of([(0, nr_blocks)]) - touched
+        share, mix = self._share_blocks, partial(self._mix_blocks, own=own)
         kinds = [(a, b, self._copy_blocks) for a, b in whole]
-        kinds += [(a, b, self._share_blocks) for a, b in Regions.of([(0, nr_blocks)]) - touched]
-        kinds += [(a, b, partial(self._mix_blocks, own=own)) for a, b in touched - whole]
+        kinds += [(a, b, partial(share, filler=self.filler_table)) for a, b in identity]
+        kinds += [(a, b, partial(share, filler=self.missing_table)) for a, b in missing]
+        kinds += [(a, b, mix) for a, b in touched - whole - missing]
         for first, end, verb in sorted(kinds, key=lambda kind: kind[0]):
             while first < end:  # one L2 table at a time
                 stop = min(end, (first // ENTRIES + 1) * ENTRIES)
@@ -126,7 +142,7 @@ class _Tree:
 
         :raises LinuxPanic: one of them is beyond the tree, and this generation looks there
         """
-        for first, end in extra - own:
+        for first, end in extra - own - self.gone:
             beyond = max(first, TOOLS_TREE_PAGES // P2M_PER_PAGE)
             if self.state.rules.dies_beyond_tools_tree and beyond < end:
                 raise LinuxPanic(_BEYOND_TREE.format(beyond * P2M_PER_PAGE))
@@ -139,10 +155,13 @@ class _Tree:
 
     def _copy_blocks(self, first: int, end: int) -> None:
         """Blocks of one L2 table that are all their own: page, L1 table, 511 pages of each."""
-        self._mix_blocks(first, first + 1, own=Regions.of([(first * ENTRIES, end * ENTRIES)]))
+        own = Regions.of([(first * ENTRIES, end * ENTRIES)])
+        self._mix_blocks(first, first + 1, own=own)
         start, nr = self.pages.nr, end - first - 1
         if not nr:
             return
+        if self.pages.left < nr * (ENTRIES + 1):  # which page is it that cannot be had?
+            self._mix_blocks(first + 1, end, own=own)
         copied, own_l1 = self.copied, self.own_l1
         self.copied, self.own_l1 = [], []
         for i in self.hc.repeat(nr):
@@ -150,10 +169,10 @@ class _Tree:
             self._mix_blocks(first + 1 + i, first + 2 + i, own=Regions.of([(page, page + ENTRIES)]))
         self.pages.skip(start + nr * (ENTRIES + 1) - self.pages.nr)
         # Behind a block's L1 table come the rest of its pages and the first of the next block.
-        i = np.arange(nr)
-        page, position = (first + 1 + i) * ENTRIES, start + i * (ENTRIES + 1)
-        copied.append(placed(page[0], start, 1))
-        copied.append(placed(page + 1, position + 2, np.where(i < nr - 1, ENTRIES, ENTRIES - 1)))
+        each = np.arange(nr)
+        rest, position = (first + 1 + each) * ENTRIES + 1, start + each * (ENTRIES + 1) + 2
+        copied.append(placed((first + 1) * ENTRIES, start, 1))
+        copied.append(placed(rest, position, np.where(each < nr - 1, ENTRIES, ENTRIES - 1)))
         own_l1.append(placed(first + 1, start + 1, nr, ENTRIES + 1))
         self.copied, self.own_l1 = copied, own_l1
 
@@ -162,7 +181,7 @@ class _Tree:
         for block in range(first, end):
             page, stop = block * ENTRIES, (block + 1) * ENTRIES
             copied = own.clip(page, stop)
-            if copied.ranges[0][0] == page:
+            if copied.meets(page, page + 1):
                 self.copied.append(placed(page, self.pages.nr, 1))
                 data = self.pages.next()
                 table = self._hook_l1(page, TABLE_PROT)
@@ -176,15 +195,21 @@ class _Tree:
                 page = high
             self._share_pages(page, stop, table)
 
-    def _share_blocks(self, first: int, end: int) -> None:
+    def _share_blocks(self, first: int, end: int, *, filler: int) -> None:
         vaddr = self._vaddr(first * ENTRIES)
         slot, table = table_slot(vaddr, 2), self._upper(2, vaddr)
-        self.hc.mmu_update(2, table, slot, self.filler_table, KERNPG_TABLE, nr=end - first, step=0)
+        self.hc.mmu_update(2, table, slot, filler, KERNPG_TABLE, nr=end - first, step=0)
 
     def _share_pages(self, first: int, end: int, table: int) -> None:
-        if first < end:
-            slot = first % ENTRIES
-            self.hc.mmu_update(1, table, slot, self.filler, self.read_only, nr=end - first, step=0)
+        for a, b, filler in self._fillers(Regions.of([(first, end)])):
+            self.hc.mmu_update(1, table, a % ENTRIES, filler, self.read_only, nr=b - a, step=0)
+
+    def _fillers(self, pages: Regions) -> list[tuple[int, int, int]]:
+        """Runs (first, end, frame) of P->M pages without a copy: the filler that each gets."""
+        kinds = [(a, b, self.filler) for a, b in pages - self.gone]
+        for a, b in pages:
+            kinds += [(low, high, self.missing) for low, high in self.gone.clip(a, b)]
+        return sorted(kinds)
 
     def _copy_pages(self, first: int, end: int, table: int) -> None:
         stop = self.pages.nr + max(end - first, 0)
@@ -198,17 +223,16 @@ class _Tree:
         vaddr = self._vaddr(page)
         upper = self._upper(2, vaddr)
         self.own_l1.append(placed(page // ENTRIES, self.pages.nr, 1))
-        table = self._announced_l1(copied=copied)
+        table = self._announced_l1(self.pages.next(self._no_table), copied=copied)
         self.hc.mmu_update(2, upper, table_slot(vaddr, 2), table, flags)
         self.tables[1, page // ENTRIES] = table
         return table
 
-    def _announced_l1(self, *, copied: bool = False) -> int:
+    def _announced_l1(self, pfn: int, *, copied: bool = False) -> int:
         """A new L1 table, read-only and pinned in one multicall (xen_alloc_pte).
 
         :param copied: of the table of fillers (alloc_p2m_pmd), else empty
         """
-        pfn = self.pages.next()
         self.hc.clear_page(pfn)
         if copied:
             self.hc.store(pfn, 0, self.filler, self.read_only, nr=ENTRIES, step=0)
@@ -224,7 +248,7 @@ class _Tree:
         key = level, vaddr >> (PAGE_SHIFT + TABLE_SHIFT * level)
         if key not in self.tables:
             parent = self._upper(level + 1, vaddr)
-            pfn = self.tables[key] = self.pages.next()
+            pfn = self.tables[key] = self.pages.next(self._no_table)
             self.hc.clear_page(pfn)
             self.hc.update_va_mapping(self.state.va(pfn), pfn, self.read_only)
             self.hc.mmu_update(level + 1, parent, table_slot(vaddr, level + 1), pfn, TABLE_PROT)
@@ -241,21 +265,25 @@ class _Tree:
         blocks = Regions.of((block, block + nr) for block, _, nr, _ in l1.tolist())
         filled = Regions.of((a * ENTRIES, b * ENTRIES) for a, b in blocks) - own
         shared = Regions.of([(0, nr_blocks)]) - blocks
-        leaves = [(top + a, self.filler, b - a, 0, 1, ro_pte) for a, b in filled]
+        leaves = [(top + a, filler, b - a, 0, 1, ro_pte) for a, b, filler in self._fillers(filled)]
         tables = [
             (number << (TABLE_SHIFT * level), pfn, 1, 1, level, TABLE_PROT)
             for (level, number), pfn in self.tables.items()
             if level > 1
         ]
         aliases = []
-        if shared.ranges:
-            first = shared.ranges[0][0]
-            tables.append((top + first * ENTRIES, self.filler_table, 1, 1, 1, TABLE_PROT))
-            row = (top + first * ENTRIES, self.filler, ENTRIES, 0, 1, ro_pte)
-            leaves.append(row)
-            shared = shared.remove(first, first + 1)
-        for a, b in shared:
-            aliases.append((top + a * ENTRIES, self.filler_table, b - a, 0, 2, TABLE_PROT))
+        missing = _whole_blocks(self.gone)
+        for blocks, table, page in (
+            (shared - missing, self.filler_table, self.filler),
+            (missing, self.missing_table, self.missing),
+        ):
+            if not blocks.ranges:
+                continue
+            first = blocks.ranges[0][0]
+            tables.append((top + first * ENTRIES, table, 1, 1, 1, TABLE_PROT))
+            leaves.append((top + first * ENTRIES, page, ENTRIES, 0, 1, ro_pte))
+            for a, b in blocks.remove(first, first + 1):
+                aliases.append((top + a * ENTRIES, table, b - a, 0, 2, TABLE_PROT))
         pages[:, 0] += top
         l1[:, 0] = top + l1[:, 0] * ENTRIES
         copied = self.pages.place([pages], 1, KERNEL_PTE, tables=False)
@@ -270,6 +298,11 @@ class _Tree:
 
     def _vaddr(self, page: int) -> int:
         return self.state.rules.vmalloc_start + page * PAGE_SIZE
+
+
+def _whole_blocks(pages: Regions) -> Regions:
+    """Blocks of which all P->M pages are among `pages`."""
+    return Regions.of((-(-a // ENTRIES), b // ENTRIES) for a, b in pages)
 
 
 def _pages_of(pfns: Regions) -> Regions:

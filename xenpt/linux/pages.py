@@ -32,17 +32,27 @@ class Pages:
 
     def __init__(self, memblock: Memblock, without: XenptError) -> None:
         self._memblock, self._without = memblock, without
+        self._served = memblock.fails_from and max(0, memblock.fails_from - 1 - memblock.requests)
         top = memblock.memory.ranges[-1][1] if memblock.memory.ranges else 0
         free = memblock.memory.clip(PAGE_SIZE, top) - memblock.reserved
         self._free = [(a >> PAGE_SHIFT, b >> PAGE_SHIFT) for a, b in free]
         self._taken: list[Range] = []
         self.nr = 0
 
-    def next(self) -> int:
+    @property
+    def left(self) -> int:
+        """Pages that can still be taken."""
+        free = sum(end - start for start, end in self._free)
+        return free if self._served is None else min(free, max(0, self._served - self.nr))
+
+    def next(self, without: XenptError | None = None) -> int:
         """Frame of the next page.
 
+        :param without: what to raise instead, when there is none
         :raises XenptError: there is none
         """
+        if without is not None and not self.left:
+            raise without
         self.skip(1)
         return self._taken[-1][0]
 
@@ -51,6 +61,8 @@ class Pages:
 
         :raises XenptError: there are fewer
         """
+        if self._served is not None and self.nr + nr > self._served:
+            raise self._without
         self.nr += nr
         while nr > 0:
             if not self._free:
@@ -96,7 +108,7 @@ class Pages:
     @property
     def memblock(self) -> Memblock:
         """The allocator with what was taken reserved."""
-        memblock = self._memblock
+        memblock, _ = self._memblock.ask(self.nr)
         for start, end in self._taken:
             memblock = memblock.reserve(start << PAGE_SHIFT, end << PAGE_SHIFT)
         return memblock
@@ -110,7 +122,8 @@ def take_block(
     :raises XenptError: `without`, if no block is that large
     """
     top = memblock.memory.ranges[-1][1] if memblock.memory.ranges else 0
-    start = memblock.find(nr_bytes, align, 0, top)
+    memblock, served = memblock.ask()
+    start = memblock.find(nr_bytes, align, 0, top) if served else None
     if start is None:
         raise without
     return memblock.reserve(start, start + nr_bytes), start

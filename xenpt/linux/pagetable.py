@@ -92,9 +92,9 @@ def setup_kernel_pagetable(state: BootState, hc: Hypercalls) -> tuple[BootState,
             memblock=memblock,
             max_pfn_mapped=max_pfn_mapped,
             highmap=Regions.of([(0, state.nr_initial_l1)]),
-            ro_frames=Regions.of([(pt_start + recovered, pt_end), *_static_frames(state)]),
+            ro_frames=Regions.of([(pt_start + recovered, pt_end), *static_frames(state)]),
             own_entries=Regions.of([(pt_start, pt_start + recovered)]),
-            ro_entries=Regions.of(_static_frames(state)),
+            ro_entries=Regions.of(static_frames(state)),
         ),
         cost,
     )
@@ -223,13 +223,14 @@ def clean_highmap(
         for slot in range(start, end):
             at = vaddr + (slot - first) * PMD_SIZE
             if at < state.text or at > kernel_last:
-                hc.mmu_update(2, state.symbol_pfn("level2_kernel_pgt"), slot, None, 0)
-                highmap = highmap.remove(slot, slot + 1)
+                with hc.optional("mmu_update"):
+                    hc.mmu_update(2, state.symbol_pfn("level2_kernel_pgt"), slot, None, 0)
+                    highmap = highmap.remove(slot, slot + 1)
     read = {"l1": 0, "l2": nr, "l3": 0, "l4": 0}
     return replace(state, highmap=highmap), Cost(entries_read=read)
 
 
-def _static_frames(state: BootState) -> list[tuple[int, int]]:
+def static_frames(state: BootState) -> list[tuple[int, int]]:
     """Frames of Linux's static tables that are now read-only, as far as symbols are known."""
     frames = []
     alone = (("level3_user_vsyscall", 1),) if state.rules.pin_user_vsyscall else ()
@@ -244,9 +245,8 @@ def _recover_pages(state: BootState, hc: Hypercalls) -> int:
     """check_pt_base() for Xen's L4, L3 and L2: those that begin the area in this order go back."""
     pt_start = state.pt_pfns[0]
     nr = 0
-    for level in (4, 3, 2):
-        pfn = pt_start + nr
-        if _table_pfn(state.domain.initial.tables, level) == pfn:
+    for pfn in xen_table_pfns(state):
+        if pfn == pt_start + nr:
             if pfn >= ENTRIES**2:
                 raise LinuxPanic(_BEYOND_FIRST_GIB)
             vaddr = START_KERNEL_MAP + (pfn << PAGE_SHIFT)
@@ -255,6 +255,12 @@ def _recover_pages(state: BootState, hc: Hypercalls) -> int:
                 hc.clear_page(pfn)
             nr += 1
     return nr
+
+
+def xen_table_pfns(state: BootState) -> list[int]:
+    """Frames of Xen's L4, L3 and L2 table of the start of the kernel's mapping, in this order."""
+    pfns = (_table_pfn(state.domain.initial.tables, level) for level in (4, 3, 2))
+    return [pfn for pfn in pfns if pfn is not None]
 
 
 def _table_pfn(tables: Runs, level: int) -> int | None:

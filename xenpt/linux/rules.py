@@ -143,6 +143,14 @@ class LinuxRules:
     dies_beyond_tools_tree: bool
     # alloc_p2m_page() asks bootmem, which gives up in its own words; memblock since 5.1.
     list_pages_by_bootmem: bool
+    # alloc_low_pages() (mm/init.c) gives up by itself; v6.1 first turns to extend_brk(), which
+    # BUGs, as reserve_brk() has closed the brk area by then.
+    low_pages_extend_brk: bool
+    # vmemmap's early allocations give up by themselves (memblock_virt_alloc_try_nid()); v6.1 leaves
+    # sections without struct pages, and faults when it initialises those (memmap_init_range()).
+    memmap_alloc_panics: bool
+    # "unable to handle page fault for address: ..." since 5.1, "... kernel paging request at ...".
+    names_fault_address: bool
     cleanup: CleanupRules
 
 
@@ -183,6 +191,9 @@ V4_1: Final = LinuxRules(
     hotplug_limit_gib=512,
     dies_beyond_tools_tree=True,
     list_pages_by_bootmem=True,
+    low_pages_extend_brk=False,
+    memmap_alloc_panics=True,
+    names_fault_address=False,
     cleanup=CleanupRules(
         skip_empty_entries=False,
         depth_first=False,
@@ -248,6 +259,9 @@ V6_1: Final = LinuxRules(
     hotplug_limit_gib=512,
     dies_beyond_tools_tree=False,
     list_pages_by_bootmem=False,
+    low_pages_extend_brk=True,
+    memmap_alloc_panics=False,
+    names_fault_address=True,
     cleanup=CleanupRules(
         skip_empty_entries=True,
         depth_first=True,

@@ -25,6 +25,7 @@ from xenpt.cost import Cost
 from xenpt.extents import IDENTITY
 from xenpt.inputs.config import Ram as E820Entry
 from xenpt.linux.e820 import (
+    E820,
     RAM,
     RESERVED,
     UNUSABLE,
@@ -35,7 +36,7 @@ from xenpt.linux.e820 import (
     ram_regions,
     sanitize,
 )
-from xenpt.linux.memblock import Memblock, Regions
+from xenpt.linux.memblock import Regions
 from xenpt.linux.pagetable import PAGE_KERNEL
 from xenpt.linux.relocate import resolve_conflicts
 from xenpt.linux.state import BootState, NotModelled, Remap
@@ -68,18 +69,16 @@ def memory_setup(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]:
     rules = state.rules
     limit = state.page_limit
     max_pfn = min(limit, state.nr_pages)
-    if state.initial_domain:
-        e820 = ignore_unusable(state.e820) or flat_map(state.nr_pages << PAGE_SHIFT)
-    else:
-        e820 = state.e820 or flat_map((max_pfn << PAGE_SHIFT) + DOMU_SLACK_BYTES)
+    e820 = given_map(state)
     if rules.low_ram_bytes and state.initial_domain:
         e820 = (*e820, E820Entry(rules.low_ram_bytes, ISA_END_ADDRESS, RESERVED))
     e820 = sanitize(e820)
     hc.memory_op(XENMEM_MACHINE_MEMORY_MAP if state.initial_domain else XENMEM_MEMORY_MAP)
     max_pages = limit
     if state.initial_domain:
-        hc.memory_op(XENMEM_MAXIMUM_RESERVATION)
-        max_pages = min(state.max_reservation, limit)
+        with hc.optional("memory_op"):
+            hc.memory_op(XENMEM_MAXIMUM_RESERVATION)
+            max_pages = min(state.max_reservation, limit)
     p2m_size = round_up(state.nr_pages, state.p2m_per_page)
     state = replace(state, e820=e820, max_pfn=max_pfn, max_p2m_pfn=p2m_size)
     if rules.count_remap_first:  # before any frame moves: mainline's order
@@ -95,7 +94,16 @@ def memory_setup(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]:
     if state.remaps and buffer is not None:
         own_entries = state.own_entries.add(buffer, buffer + 1)
         state = replace(state, own_entries=own_entries)
-    return _reserve_brk(state), replace(cost, by_type=dict(hc.by_type))
+    cost = replace(cost, by_type=dict(hc.by_type), pages_leaked=state.nr_lost)
+    return _reserve_brk(state), cost
+
+
+def given_map(state: BootState) -> E820:
+    """The map that Xen gives, or what Linux takes where it gives none."""
+    if state.initial_domain:
+        return ignore_unusable(state.e820) or flat_map(state.nr_pages << PAGE_SHIFT)
+    nr_bytes = min(state.page_limit, state.nr_pages) << PAGE_SHIFT
+    return state.e820 or flat_map(nr_bytes + DOMU_SLACK_BYTES)
 
 
 def auto_xlated_memory_setup(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]:
@@ -185,7 +193,8 @@ def _reserve_early(state: BootState) -> BootState:
         ranges.append((state.initrd[0], round_up(state.initrd[1], PAGE_SIZE)))
     ranges += [(a << PAGE_SHIFT, b << PAGE_SHIFT) for a, b in state.extra]
     reserved = Regions.of((*state.memblock.reserved, *ranges))
-    return replace(state, memblock=Memblock(ram_regions(state.linux_e820), reserved))
+    memblock = replace(state.memblock, memory=ram_regions(state.linux_e820), reserved=reserved)
+    return replace(state, memblock=memblock)
 
 
 def _special_pages(state: BootState) -> tuple[int, int]:
@@ -221,13 +230,13 @@ def _treat_hole(
     state: BootState, hc: Hypercalls, start: int, end: int, remap_pfn: int
 ) -> tuple[BootState, int, int]:
     """xen_set_identity_and_remap_chunk() for the hole of pfns [start, end)."""
-    limit, remaps = state.max_pfn, list(state.remaps)
+    limit, remaps, lost = state.max_pfn, list(state.remaps), 0
     pfn, inclusive = start, state.rules.pfn_range_inclusive
     while pfn < min(end, limit):
         remap_pfn, room = find_pfn_range(state.e820, remap_pfn, inclusive=inclusive)
         nr = min(min(end, limit) - pfn, room)
         if not nr:
-            hc.memory_op(XENMEM_DECREASE_RESERVATION, pfn=pfn, nr=min(end, limit) - pfn)
+            lost += _release(hc, pfn, min(end, limit), state.missing)
             break
         _save_groups(state, hc, Remap(pfn, remap_pfn, nr))
         remaps.append(Remap(pfn, remap_pfn, nr))
@@ -245,8 +254,28 @@ def _treat_hole(
     p2m_size = round_up(state.nr_pages, state.p2m_per_page)
     identity_pfns = state.identity.add(start, min(end, p2m_size))
     reset = state.reset.add(start, min(start + mapped, state.nr_initial_pages))
-    state = replace(state, remaps=tuple(remaps), identity=identity_pfns, reset=reset)
+    state = replace(
+        state,
+        remaps=tuple(remaps),
+        identity=identity_pfns,
+        reset=reset,
+        nr_lost=state.nr_lost + lost,
+    )
     return state, remap_pfn, max(min(end, limit) - start, 0)
+
+
+def _release(hc: Hypercalls, start: int, end: int, missing: Regions) -> int:
+    """Give the frames of pfns [start, end) back, up to the first that Xen refuses; the pages lost.
+
+    Pages without a frame are passed over. Models xen_set_identity_and_release_chunk().
+    """
+    held = Regions.of([(start, end)]) - missing
+    before = hc.calls["memory_op"]
+    with hc.optional("memory_op") as refusals:
+        for low, high in held:
+            hc.memory_op(XENMEM_DECREASE_RESERVATION, pfn=low, nr=high - low)
+    given = hc.calls["memory_op"] - before - len(refusals)
+    return held.size - given
 
 
 def _save_groups(state: BootState, hc: Hypercalls, remap: Remap) -> None:

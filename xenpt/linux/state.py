@@ -75,8 +75,11 @@ class BootState:
     :ivar max_pfn_mapped: Linux's variable of that name
     :ivar max_p2m_pfn: xen_max_p2m_pfn, end of what the P->M tree will cover
     :ivar linux_e820: the map that Linux makes of `e820`
+    :ivar missing: pfns below nr_pages for which the builder's list has INVALID_P2M_ENTRY (a fault)
     :ivar identity: pfns below nr_pages whose P->M entries are identity (holes)
     :ivar reset: those of them that Xen's L1 tables mapped: dropped, or mapped as they are
+    :ivar nr_lost: pages of holes that Xen does not take back: neither used nor given back
+    :ivar unmapped: pfns that the direct map lacks, as a table was not hooked in (a fault)
     :ivar extra: pfns of RAM beyond the domain's own that is kept for ballooning
     :ivar remaps: frames that remap_memory will move, in the order in which they were found
     :ivar highmap: 2 MiB slots of level2_kernel_pgt that are in use
@@ -104,8 +107,11 @@ class BootState:
     max_pfn_mapped: int = 0
     max_p2m_pfn: int = 0
     linux_e820: E820 = ()
+    missing: Regions = NO_REGIONS
     identity: Regions = NO_REGIONS
     reset: Regions = NO_REGIONS
+    nr_lost: int = 0
+    unmapped: Regions = NO_REGIONS
     extra: Regions = NO_REGIONS
     remaps: tuple[Remap, ...] = ()
     highmap: Regions = NO_REGIONS
@@ -226,6 +232,12 @@ class BootState:
     def pfn(self, vaddr: int) -> int:
         """Frame of an address of the kernel's mapping."""
         return self.paddr(vaddr) >> PAGE_SHIFT
+
+    def page_fault(self, vaddr: int) -> LinuxPanic:
+        """What Linux says of an access to a page that is not mapped, once it has a handler."""
+        if self.rules.names_fault_address:
+            return LinuxPanic(f"BUG: unable to handle page fault for address: {vaddr:016x}")
+        return LinuxPanic(f"BUG: unable to handle kernel paging request at {vaddr:016x}")
 
     def va(self, pfn: int) -> int:
         """Address of a frame in the direct map (__va())."""

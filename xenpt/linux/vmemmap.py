@@ -15,6 +15,7 @@ from xenpt.abi import (
     ENTRIES,
     MMUEXT_PIN_L1_TABLE,
     PAGE_SHIFT,
+    PAGE_SIZE,
     TABLE_PROT,
     TABLE_SHIFT,
     table_slot,
@@ -25,9 +26,11 @@ from xenpt.linux.directmap import KERNEL_PTE
 from xenpt.linux.memblock import Regions
 from xenpt.linux.pages import Pages, placed, take_block
 from xenpt.linux.pagetable import PAGE_KERNEL, wrprotect
-from xenpt.linux.state import PMD_SIZE, BootState, NotModelled
+from xenpt.linux.state import PMD_SIZE, BootState, LinuxPanic, NotModelled
 from xenpt.xen.hypercalls import Hypercalls
 
+MAX_DMA_ADDRESS = 16 << 20
+STRUCT_PAGE_BYTES = 64
 SECTION_SHIFT = 27  # 128 MiB: 512 pages of struct pages (64 bytes each), one L1 table
 
 
@@ -35,6 +38,7 @@ def paging_init(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]:
     """Map the vmemmap of each section, one L1 table and 512 entries a section.
 
     :raises NotModelled: not all of them find memory (sparse_init_nid() leaves out the rest)
+    :raises LinuxPanic: a fault took the memory, so that no section behind it has any
     """
     sections = Regions.of(
         (start >> SECTION_SHIFT, ((end - 1) >> SECTION_SHIFT) + 1)
@@ -44,19 +48,23 @@ def paging_init(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]:
         f"no memory is left for the struct pages of {sections.size} sections: Linux then boots "
         "with fewer of them, which is not modelled"
     )
-    memblock, data = take_block(state.memblock, sections.size * PMD_SIZE, PMD_SIZE, gap)
+    size = sections.size * PMD_SIZE
+    if not state.memblock.ask()[1]:
+        raise _out_of_memory(state, sections.ranges[0][0], size)
+    memblock, data = take_block(state.memblock, size, PMD_SIZE, gap)
     frame = data >> PAGE_SHIFT
     pages = Pages(memblock, gap)
     rows: dict[int, list[Ints]] = {1: [], 2: [], 3: []}
     number, tables = {2: -1, 3: -1}, {4: state.root_pfn}
     for section, nr, nr_l2 in _alike(sections):
         vaddr = state.rules.vmemmap_start + section * PMD_SIZE
-        if number[3] != section // ENTRIES**2:
+        new_l3, new_l2 = number[3] != section // ENTRIES**2, number[2] != section // ENTRIES
+        first, pace = pages.nr + new_l3, nr + new_l2
+        _require(state, pages, section, (new_l3, new_l2), nr, nr_l2)
+        if new_l3:
             rows[3].append(placed(_table_vpn(vaddr, 3), pages.nr, 1))
             tables[3] = _new_table(state, hc, pages, 3, vaddr, tables[4])
-        new_l2 = number[2] != section // ENTRIES
         number = {2: section // ENTRIES + nr_l2 - 1, 3: section // ENTRIES**2}
-        first, pace = pages.nr, nr + new_l2
         for k in hc.repeat(nr_l2):
             at, begin = vaddr + k * nr * PMD_SIZE, frame + k * nr * ENTRIES
             if new_l2:
@@ -93,6 +101,35 @@ def paging_init(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]:
         ),
         Cost(by_type=dict(hc.by_type), entries_written=written),
     )
+
+
+def _require(
+    state: BootState, pages: Pages, section: int, new: tuple[bool, bool], nr: int, nr_l2: int
+) -> None:
+    """See to it that tables of `nr_l2` L2 tables, `nr` sections each, can be had.
+
+    :param new: whether an L3 table comes first, and whether the L2 tables are new
+    :raises LinuxPanic: a fault took the memory
+    """
+    new_l3, new_l2 = new
+    wanted = new_l3 + nr_l2 * (new_l2 + nr)
+    served = pages.memblock.ask(wanted)[1]
+    if served < wanted:
+        whole, rest = divmod(max(0, served - new_l3), new_l2 + nr)
+        raise _out_of_memory(state, section + whole * nr + max(0, rest - new_l2), PAGE_SIZE)
+
+
+def _out_of_memory(state: BootState, section: int, nr_bytes: int) -> LinuxPanic:
+    """How it ends that a fault leaves no memory for the vmemmap of `section` and those behind."""
+    if state.rules.memmap_alloc_panics:
+        return LinuxPanic(
+            "Kernel panic - not syncing: memblock_virt_alloc_try_nid: Failed to allocate "
+            f"{nr_bytes} bytes align={min(nr_bytes, PMD_SIZE):#x} nid=0 "
+            f"from={MAX_DMA_ADDRESS:#x} max_addr=0x0"
+        )
+    first = max(section << SECTION_SHIFT, state.memblock.memory.ranges[0][0])
+    ram = state.memblock.memory.clip(first, first + (1 << SECTION_SHIFT)).ranges[0][0]
+    return state.page_fault(state.rules.vmemmap_start + (ram >> PAGE_SHIFT) * STRUCT_PAGE_BYTES)
 
 
 def _alike(sections: Regions) -> Iterator[tuple[int, int, int]]:

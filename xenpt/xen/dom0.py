@@ -17,16 +17,14 @@ from xenpt.abi import L2_SIZE, L3_SHIFT, PAGE_SHIFT, PAGE_SIZE, TABLE_SHIFT
 from xenpt.engine import map_on_demand
 from xenpt.errors import PanicError
 from xenpt.extents import P2M, Mapping, Runs, coalesce, expand, make_runs
+from xenpt.heaprequests import NO_CHUNK, NO_LIST, NO_REST, blocks_left
 from xenpt.listshape import leaf_runs
 from xenpt.plan import Plan
 from xenpt.xen.check import RuleError, Violation
 from xenpt.xen.heap import Heap
 from xenpt.xen.invariants import check_built
 
-_NO_CHUNK = "Not enough RAM for domain 0 allocation"
 _NO_INITRD = "Not enough RAM for domain 0 initrd"
-_NO_LIST = "Not enough RAM for DOM0 P->M table"
-_NO_REST = "Not enough RAM for DOM0 reservation"
 
 #: Table page of a domain at entry: pfn, count_info and type_info of its struct page_info.
 PAGE_INFO = np.dtype([("pfn", "<u8"), ("count_info", "<u8"), ("type_info", "<u8")])
@@ -59,7 +57,9 @@ class Domain:
         """
         if self.given_p2m is not None:
             return self.given_p2m
-        return _place(self.plan, self.p2m_map, Heap.modelled_host(self.plan.nr_pages))
+        plan = self.plan
+        heap = Heap.modelled_host(plan.nr_pages, plan.host.fragmented)
+        return _place(plan, self.p2m_map, heap)
 
     @cached_property
     def address_space(self) -> Mapping:
@@ -198,9 +198,10 @@ def setup_pv_physmap(plan: Plan, initial: Mapping) -> Mapping:
     are used where they cover the list, too.
     """
     prot = abi.L1_PROT_DOM0 | abi.PTE_DIRTY
+    blocks = blocks_left(plan.host.fragmented, plan.alloc_order)
     rows = [
         (vaddr >> PAGE_SHIFT, 0, nr, 0, level, prot | (abi.PTE_PSE if level > 1 else 0))
-        for level, vaddr, nr in leaf_runs(*plan.p2m, leaf=plan.host.largest_leaf)
+        for level, vaddr, nr in leaf_runs(*plan.p2m, leaf=plan.host.largest_leaf, blocks=blocks)
     ]
     return map_on_demand(make_runs(rows), plan.first_p2m_pfn, existing=initial.tables)
 
@@ -216,8 +217,9 @@ def _place(plan: Plan, p2m_map: Mapping | None, heap: Heap) -> P2M:
     :raises PanicError: the host has not enough memory left
     """
     stop = plan.era.panic_stop
-    initrd = _take(heap, abi.get_order(plan.initrd_pages << PAGE_SHIFT), 1, _NO_INITRD + stop)
-    chunk = _take(heap, plan.alloc_order, 1, _NO_CHUNK + stop)
+    initrd_order = abi.get_order(plan.initrd_pages << PAGE_SHIFT)
+    initrd = _take(heap, initrd_order, 1, _NO_INITRD + stop, module=True)
+    chunk = _take(heap, plan.alloc_order, 1, NO_CHUNK + stop)
     nr_chunk, nr_initrd = 1 << plan.alloc_order, plan.initrd_pages
     before = nr_chunk if plan.initrd is None else (plan.initrd[0] - plan.total[0]) >> PAGE_SHIFT
     rows = [(0, chunk[0][0], 1, before)]
@@ -227,7 +229,7 @@ def _place(plan: Plan, p2m_map: Mapping | None, heap: Heap) -> P2M:
         rows.append((before + nr_initrd, chunk[0][0] + before, 1, nr_chunk - before))
     pfn = plan.first_p2m_pfn
     for order, nr in () if p2m_map is None else _allocations(p2m_map):
-        blocks = _take(heap, order, nr, _NO_LIST + stop)
+        blocks = _take(heap, order, nr, NO_LIST + stop)
         rows += _rows(pfn, order, blocks)
         pfn += nr << order
     order = abi.MAX_ORDER
@@ -235,7 +237,7 @@ def _place(plan: Plan, p2m_map: Mapping | None, heap: Heap) -> P2M:
         order = min(order, (plan.nr_pages - pfn).bit_length() - 1)
         got = heap.alloc(order, (plan.nr_pages - pfn) >> order)
         if got is None and order == 0:
-            raise PanicError(_NO_REST + stop)
+            raise PanicError(NO_REST + stop)
         if got is None:
             order -= 1
             continue
@@ -244,11 +246,16 @@ def _place(plan: Plan, p2m_map: Mapping | None, heap: Heap) -> P2M:
     return P2M.from_rows(rows)
 
 
-def _take(heap: Heap, order: int, nr: int, panic: str) -> list[tuple[int, int]]:
-    """`nr` blocks of 2**`order` pages, as pieces (first mfn, blocks) that each go downwards."""
+def _take(
+    heap: Heap, order: int, nr: int, panic: str, *, module: bool = False
+) -> list[tuple[int, int]]:
+    """`nr` blocks of 2**`order` pages, as pieces (first mfn, blocks) that each go downwards.
+
+    :param module: it was there before all requests
+    """
     pieces = []
     while nr:
-        got = heap.alloc(order, nr)
+        got = heap.alloc(order, nr, module=module)
         if got is None:
             raise PanicError(panic)
         pieces.append(got)

@@ -12,6 +12,7 @@ Models alloc_heap_pages() in xen/common/page_alloc.c.
 from collections.abc import Iterable
 
 from xenpt.abi import MAX_ORDER
+from xenpt.faults import Fragmented
 
 FIRST_FREE_MFN = 0x100  # of a modelled host: behind the first MiB
 
@@ -20,9 +21,14 @@ class Heap:
     """Free machine frames of a host, in runs of equal blocks.
 
     :param ranges: half-open mfn ranges of free RAM
+    :param fragmented: serve only so many large blocks
     """
 
-    def __init__(self, ranges: Iterable[tuple[int, int]]) -> None:
+    def __init__(
+        self, ranges: Iterable[tuple[int, int]], fragmented: Fragmented | None = None
+    ) -> None:
+        self._small = MAX_ORDER if fragmented is None else fragmented.order
+        self._large_blocks = 0 if fragmented is None else fragmented.larger
         # free[zone][order]: runs [first mfn, blocks] of touching blocks, highest address last.
         self._free: dict[int, list[list[list[int]]]] = {}
         for start, end in sorted(ranges):
@@ -30,9 +36,9 @@ class Heap:
         self._zones = sorted(self._free, reverse=True)
 
     @classmethod
-    def modelled_host(cls, nr_pages: int) -> "Heap":
+    def modelled_host(cls, nr_pages: int, fragmented: Fragmented | None = None) -> "Heap":
         """A host for a guest of `nr_pages`: 9/8 of that, and room for one largest block."""
-        return cls([(FIRST_FREE_MFN, nr_pages * 9 // 8 + (1 << MAX_ORDER))])
+        return cls([(FIRST_FREE_MFN, nr_pages * 9 // 8 + (1 << MAX_ORDER))], fragmented)
 
     @property
     def nr_free_pages(self) -> int:
@@ -44,13 +50,21 @@ class Heap:
             for _, nr in runs
         )
 
-    def alloc(self, order: int, nr: int = 1) -> tuple[int, int] | None:
+    def alloc(self, order: int, nr: int = 1, *, module: bool = False) -> tuple[int, int] | None:
         """Take up to `nr` blocks of 2**`order` pages, as that many single requests would.
 
+        :param module: the place of a boot module: no request, so that no fault meets it
         :returns: (mfn of the first block, blocks taken); each block lies right below the one
             before it. None when no block of that order is left.
         """
-        for zone in self._zones:
+        limited = order > self._small and not module
+        got = self._alloc(order, min(nr, self._large_blocks) if limited else nr)
+        if limited and got is not None:
+            self._large_blocks -= got[1]
+        return got
+
+    def _alloc(self, order: int, nr: int) -> tuple[int, int] | None:
+        for zone in self._zones if nr else ():
             lists = self._free[zone]
             for size in range(order, MAX_ORDER + 1):
                 if not lists[size]:

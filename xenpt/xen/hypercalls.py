@@ -108,6 +108,7 @@ class Hypercalls:
     :param xen: does each call that the gate lets pass (checked mode)
 
     :ivar by_type: traps by type
+    :ivar calls: calls by type, those inside a multicall included
     :ivar mmuext: mmuext operations by command, those inside a multicall included
     :ivar log: the calls in order, or None if they are only counted
     """
@@ -120,6 +121,7 @@ class Hypercalls:
         xen: Xen | None = None,
     ) -> None:
         self.by_type = dict.fromkeys(HYPERCALL_TYPES, 0)
+        self.calls = dict.fromkeys(HYPERCALL_TYPES, 0)
         self.mmuext: dict[int, int] = {}
         self.log: list[Call] | None = [] if record else None
         self._gate, self._xen = gate, xen
@@ -318,14 +320,30 @@ class Hypercalls:
             if not call.may_fail:
                 raise
 
+    @contextmanager
+    def optional(self, op: str) -> Iterator[list[RefusedError]]:
+        """Calls that the guest can do without: a refusal of one ends the block, and no more.
+
+        The refusal is then in the list.
+        """
+        refusals: list[RefusedError] = []
+        try:
+            yield refusals
+        except RefusedError as refused:
+            self._count(op, 1)  # it was a trap all the same
+            refusals.append(refused)
+
     def _count_call(self, call: Call) -> None:
-        if not call.batched:
+        if call.batched:
+            self.calls[call.op] += call.nr * self._times
+        else:
             self._count(call.op, call.nr)
         if call.op == "mmuext_op":
             self._count_mmuext(call.command, call.nr)
 
     def _count(self, op: str, nr: int) -> None:
         self.by_type[op] += nr * self._times
+        self.calls[op] += nr * self._times
 
     def _count_mmuext(self, command: int, nr: int) -> None:
         self.mmuext[command] = self.mmuext.get(command, 0) + nr * self._times
