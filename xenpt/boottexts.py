@@ -53,7 +53,7 @@ def boot_report(boot: Boot, beyond: Iterable[dict[str, Any]]) -> Report:
 
 
 def stream_report(streamed: StreamedBoot | None, seconds: float, threads: int) -> Report:
-    """What was interpreted word by word besides; `streamed` is None where it did not come so far."""
+    """What was interpreted word by word besides; None where the boot did not come so far."""
     if streamed is None:
         return [Line(), Prose("No entry was streamed: this boot is not seen to map its memory.")]
     parts = [part for part in (streamed.direct_map, streamed.list_mapping) if part is not None]

@@ -90,8 +90,7 @@ def best_setting(boot: Boot, inputs: Inputs) -> tuple[Setting, Memory | None, st
     plan, machine = inputs.plan, inputs.host.e820
     best: tuple[int, Setting, Memory | None, str | None] | None = None
     for setting in _settings(boot, inputs):
-        known = plan is not None and machine is not None and boot.has("xen_command_line")
-        if not known or not _is_modelled(boot, plan):
+        if plan is None or machine is None or not _is_modelled(boot, plan):
             return setting, None, None
         try:
             memory, panic = predict(plan, machine, inputs.max_pages, setting), None
@@ -111,9 +110,10 @@ def best_setting(boot: Boot, inputs: Inputs) -> tuple[Setting, Memory | None, st
 
 
 def _is_modelled(boot: Boot, plan: Plan) -> bool:
-    """Linux said something, and is where a 64-bit Linux is."""
+    """Linux said something, is where a 64-bit Linux is, and the log tells what it may grow to."""
     is_linux = plan.image.bits == 64 and plan.total[0] >= START_KERNEL_MAP
-    return is_linux and boot.has(*LINUX_KINDS, "e820_conflict", "mapping_failed")
+    said = boot.has(*LINUX_KINDS, "e820_conflict", "mapping_failed")
+    return is_linux and said and boot.has("xen_command_line")
 
 
 def _settings(boot: Boot, inputs: Inputs) -> Iterator[Setting]:
