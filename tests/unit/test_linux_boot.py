@@ -383,6 +383,12 @@ def test_a_list_in_the_kernels_own_l4_slot_is_not_taken_over():
     assert (boot.panic, boot.results) == ("Hardware Dom0 halted: halting machine", [])
 
 
+def test_of_a_guest_that_dies_early_xen_prints_nothing():
+    across = replace(default_kernel(), init_p2m=(2 << 39) - (1 << 20))
+    boot = Boot(build_domu(plan_domu(across, Host(), nr_pages=GIB))).run()
+    assert boot.panic.startswith("page fault without a handler: the guest halts")
+
+
 @pytest.mark.parametrize("rules", [V4_1, SEED])
 def test_an_auto_translated_guest_takes_over_tables_without_hypercalls(rules):
     """SPEC F2j: Xen's root page goes back all the same; the map is taken as it is."""

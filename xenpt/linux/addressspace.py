@@ -190,7 +190,8 @@ def _ram_leaves(state: BootState) -> list[Runs]:
     own = ram.clip(0, state.nr_pages) - held - io
     rows = [(top + a, a, b - a, 1, 1, KERNEL_PTE) for a, b in own]
     rows += [(top + a, IDENTITY + a, b - a, 1, 1, _IO_PTE) for a, b in io]
-    rows += [(top + to, pfn, nr, 1, 1, KERNEL_PTE) for pfn, to, nr in state.moved]
+    end = state.memblock.memory.ranges[-1][1] >> PAGE_SHIFT
+    rows += [(top + to, pfn, min(nr, end - to), 1, 1, KERNEL_PTE) for pfn, to, nr in state.moved]
     return [make_runs(rows)]
 
 

@@ -32,6 +32,7 @@ from xenpt.linux.setup import MAXMEM_PAGES
 from xenpt.linux.stages import STAGES, Stage
 from xenpt.linux.state import (
     DOM0_DIES,
+    GUEST_DIES,
     RELOCATED_VADDR,
     BootState,
     InitialList,
@@ -133,7 +134,7 @@ class Boot:
 
     def _run(self, stage: Stage) -> None:
         if stage is _dies_in(self.state):
-            raise LinuxPanic(DOM0_DIES)
+            raise LinuxPanic(DOM0_DIES if self.state.initial_domain else GUEST_DIES)
         self._check_unpin(stage)
         hc = Hypercalls(record=self.record)
         self.state, outcome = STAGES[stage](self.state, hc)

@@ -27,6 +27,7 @@ from xenpt.linux.e820 import (
     RAM,
     RESERVED,
     UNUSABLE,
+    count_remap_pages,
     find_pfn_range,
     flat_map,
     holes,
@@ -82,7 +83,7 @@ def memory_setup(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]:
     p2m_size = round_up(state.nr_pages, state.p2m_per_page)
     state = replace(state, e820=e820, max_pfn=max_pfn, max_p2m_pfn=p2m_size)
     if rules.count_remap_first:  # before any frame moves: mainline's order
-        max_pages += sum(min(end, max_pfn) - start for start, end in holes(e820) if start < max_pfn)
+        max_pages += count_remap_pages(e820, max_pfn, ram_in_part=rules.counts_ram_in_part)
         state = _reserve_early(_keep_extra(state, max_pages - max_pfn))
         state, cost = resolve_conflicts(state, hc)
         state, _ = _move_out_of_holes(state, hc)
@@ -121,12 +122,16 @@ def remap_memory(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]:
         return state, Cost()
     groups = [group for remap in state.remaps for group in _groups(state, remap)]
     buffer = state.symbol("xen_remap_buf")
+    memory_end = state.memblock.memory.ranges[-1][1] >> PAGE_SHIFT  # high_memory
     for i in reversed(range(len(groups))):
         pfn, target, nr = groups[i]
         hc.update_va_mapping(buffer, pfn, PAGE_KERNEL, uvmf=UVMF_INVLPG)
-        for k in hc.repeat(nr):
+        mapped = min(nr, max(memory_end - target, 0))
+        for k in hc.repeat(mapped):
             hc.machphys_update(pfn + k, target + k)
             hc.update_va_mapping(state.va(target + k), pfn + k, PAGE_KERNEL)
+        for k in range(mapped, nr):
+            hc.machphys_update(pfn + k, target + k)
     hc.update_va_mapping(buffer, state.symbol_pfn("xen_remap_buf"), PAGE_KERNEL, uvmf=UVMF_INVLPG)
     memblock, extra = state.memblock, state.extra
     for _, target, nr in state.remaps:

@@ -22,6 +22,8 @@ RELOCATED_SLOT: Final = 2
 RELOCATED_VADDR: Final = RELOCATED_SLOT * PAGE_SIZE * ENTRIES**3
 #: A page fault that early has no handler; what is left to read is Xen's line about it.
 DOM0_DIES: Final = "Hardware Dom0 halted: halting machine"
+#: The same in another domain, of which Xen prints nothing.
+GUEST_DIES: Final = "page fault without a handler: the guest halts its only vCPU, and is gone"
 #: Pages of the brk area before the page-table buffer, where a kernel's symbols do not say.
 _BRK_PAGES_BEFORE_BUFFER: Final = 1
 
