@@ -37,7 +37,7 @@ from xenpt.linux.e820 import (
 )
 from xenpt.linux.memblock import Memblock, Regions
 from xenpt.linux.pagetable import PAGE_KERNEL
-from xenpt.linux.relocate import resolve_conflicts
+from xenpt.linux.relocate import exchange_nvs, resolve_conflicts
 from xenpt.linux.state import BootState, NotModelled, Remap
 from xenpt.xen.hypercalls import Hypercalls
 
@@ -49,6 +49,10 @@ MAXMEM_PAGES = 1 << 34
 LOWMEM_32_BIT_PAGES = (512 << 20) >> PAGE_SHIFT
 DOMU_SLACK_BYTES = 8 << 20  # RAM that an unprivileged domain adds where Xen has no map for it
 LOW_RESERVED_BYTES = 64 << 10  # CONFIG_X86_RESERVE_LOW
+_NOT_EXCHANGED = (
+    "ACPI NVS memory lay where Xen has put kernel or page tables; this Linux has exchanged it for "
+    "RAM behind its own and goes on, but what the P->M entries of it cost is not modelled"
+)
 _NO_RATIO = (
     "how much memory for ballooning a 32-bit Linux keeps depends on its lowmem, which is not "
     "modelled: lower the limit, as with dom0_mem=max:4G"
@@ -74,14 +78,15 @@ def memory_setup(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]:
         e820 = state.e820 or flat_map((max_pfn << PAGE_SHIFT) + DOMU_SLACK_BYTES)
     if rules.low_ram_bytes:
         e820 = (*e820, E820Entry(rules.low_ram_bytes, ISA_END_ADDRESS, RESERVED))
-    e820 = sanitize(e820)
+    state = exchange_nvs(replace(state, e820=sanitize(e820), max_pfn=max_pfn))
+    e820 = state.e820
     hc.memory_op(XENMEM_MACHINE_MEMORY_MAP if state.initial_domain else XENMEM_MEMORY_MAP)
     max_pages = limit
     if state.initial_domain:
         hc.memory_op(XENMEM_MAXIMUM_RESERVATION)
         max_pages = min(state.max_reservation, limit)
     p2m_size = round_up(state.nr_pages, state.p2m_per_page)
-    state = replace(state, e820=e820, max_pfn=max_pfn, max_p2m_pfn=p2m_size)
+    state = replace(state, max_p2m_pfn=p2m_size)
     if rules.count_remap_first:  # before any frame moves: mainline's order
         max_pages += count_remap_pages(e820, max_pfn, ram_in_part=rules.counts_ram_in_part)
         state = _reserve_early(_keep_extra(state, max_pages - max_pfn))
@@ -117,7 +122,11 @@ def remap_memory(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]:
 
     The groups are chained last first (by source: no complete trace has two). Models
     xen_remap_memory().
+
+    :raises NotModelled: the list's entries of exchanged memory are to be set, too
     """
+    if state.exchanged:
+        raise NotModelled(_NOT_EXCHANGED)
     if not state.remaps:
         return state, Cost()
     groups = [group for remap in state.remaps for group in _groups(state, remap)]

@@ -78,6 +78,7 @@ class BootState:
     :ivar identity: pfns below nr_pages whose P->M entries are identity (holes)
     :ivar extra: pfns of RAM beyond the domain's own that is kept for ballooning
     :ivar remaps: frames that remap_memory will move, in the order in which they were found
+    :ivar exchanged: pages that are RAM now, and those that were for them (ACPI NVS memory)
     :ivar highmap: 2 MiB slots of level2_kernel_pgt that are in use
     :ivar tables: page tables of the direct map that Linux made (RUN rows of tables)
     :ivar own_entries: frames whose entries in Xen's L1 tables Linux has set anew, writable
@@ -105,6 +106,7 @@ class BootState:
     identity: Regions = NO_REGIONS
     extra: Regions = NO_REGIONS
     remaps: tuple[Remap, ...] = ()
+    exchanged: tuple[Remap, ...] = ()
     highmap: Regions = NO_REGIONS
     tables: Runs = field(default_factory=EMPTY.copy)
     own_entries: Regions = NO_REGIONS
