@@ -60,12 +60,12 @@ def boot_report(boot: Boot, beyond: Iterable[dict[str, Any]]) -> Report:
 
 
 def words_report(how: str, words: StreamedBoot | None, seconds: float, threads: int) -> Report:
-    """What was interpreted word by word besides; `words` is None where the boot died before.
+    """What was interpreted word by word besides; `words` is None where the boot did not come so far.
 
     :param how: "streamed" or "packed"
     """
     if words is None:
-        return [Line(), Prose(f"No entry was {how}: it dies before it maps its memory.")]
+        return [Line(), Prose(f"No entry was {how}: this boot is not seen to map its memory.")]
     parts = [part for part in (words.direct_map, words.list_mapping) if part is not None]
     text = (
         f"{how}: {sum(part.entries for part in parts):,} page-table entries of "

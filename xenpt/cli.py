@@ -51,7 +51,8 @@ Without a command: the question that began it, answered for a dom0 of 600 GiB.
 """
 NOTES = """\
 sizes: 600G, 2TiB, 1234567K, 1.5T, 0x40000000 (bytes); K M G T P are powers of two
-exit status: 0 yes or done; 1 the answer is no (a panic, a difference); 2 bad usage or input
+exit status: 0 yes or done; 1 the answer is no (a panic, a difference);
+             2 bad usage or input, or a boot that is not modelled to its end
 """
 
 

@@ -382,6 +382,12 @@ def test_a_list_in_the_kernels_own_l4_slot_is_not_taken_over():
     assert (boot.panic, boot.results) == ("Hardware Dom0 halted: halting machine", [])
 
 
+def test_of_a_guest_that_dies_early_xen_prints_nothing():
+    across = replace(default_kernel(), init_p2m=(2 << 39) - (1 << 20))
+    boot = Boot(build_domu(plan_domu(across, Host(), nr_pages=GIB))).run()
+    assert boot.panic.startswith("page fault without a handler: the guest halts")
+
+
 @pytest.mark.parametrize("rules", [V4_1, SEED])
 def test_an_auto_translated_guest_takes_over_tables_without_hypercalls(rules):
     """SPEC F2j: Xen's root page goes back all the same; the map is taken as it is."""
@@ -409,15 +415,3 @@ def test_later_profiles_are_not_modelled_as_auto_translated_guests():
     for rules in (V4_3, V6_1):
         with pytest.raises(UsageError, match="auto-translated"):
             Boot(domain(GIB), rules=replace(rules, auto_translated=True))
-
-
-def test_acpi_nvs_memory_in_the_kernel_moves_since_6_12():
-    """be35d91c8880; what the exchange costs is not modelled, so that there is no verdict."""
-    nvs = [Ram(0, 0x2000000), Ram(0x2000000, 0x2010000, "ACPI NVS"), Ram(0x2010000, 1 << 30)]
-    room = [*nvs, Ram(4 << 30, 8 << 30)]
-    assert "kernel memory conflicts" in Boot(domain(GIB), rules=V6_1, e820=room).run().panic
-    boot = Boot(domain(GIB), rules=V6_12, e820=room).run()
-    assert (boot.verdict, boot.panic) == ("unknown", None)
-    assert "ACPI NVS memory lies where Xen has put the kernel memory" in boot.not_modelled
-    full = Boot(domain(GIB), rules=V6_12, e820=nvs).run()
-    assert full.panic == "No suitable area found for required E820 entry remapping action"

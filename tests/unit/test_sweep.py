@@ -93,6 +93,13 @@ def test_panic_is_a_row_without_counts_of_a_boot():
     assert table["panic"].tolist() == [None, panics["panic"]]
 
 
+def test_a_boot_that_is_not_modelled_to_its_end_has_no_counts_of_a_boot():
+    """An auto-translated guest goes on as on bare hardware behind two stages."""
+    (row,) = xenpt.sweep(nr_pages=GIB, linux="seed+auto_translated=yes").rows
+    assert (row["verdict"], row["panic"]) == ("unknown", None)
+    assert (row["boot_hypercalls"], row["memory_setup_hypercalls"]) == (None, None)
+
+
 def test_toolstack_maps_the_list_by_4_kib():
     """SPEC C: 128 GiB are 65536 pages of list, 128 L1, 1 L2 and 1 L3 table."""
     (row,) = xenpt.sweep(nr_pages=128 * GIB, builder="toolstack").rows

@@ -215,5 +215,7 @@ def _notes(boot: Boot, inputs: Inputs) -> Iterator[str]:
     lost = [] if inputs.host.e820 else ["Xen's e820 map"]
     lost += [] if boot.has("xen_command_line") else ["Xen's command line"]
     if boot.has(*LINUX_KINDS) and lost:
-        what = "its own map" if boot.has("linux_version") else "nothing: that begins earlier, too"
-        yield f"{' and '.join(lost)} not in the log: Linux's memory was only compared with {what}."
+        compared = "only compared with its own map"
+        if not boot.has("linux_version"):
+            compared = "not compared, since its own map may begin before the log, too"
+        yield f"{' and '.join(lost)} not in the log: Linux's memory was {compared}."

@@ -3,8 +3,8 @@
 
 Reads `xl dmesg`, serial, dmesg, journal and mixed logs: timestamps of any style, syslog prefixes,
 CRLF and colour codes do not matter, nor does text glued in front of a line. Nothing is judged
-here; a line whose numbers are cut off is kept apart as damaged, and so is a last line that does not
-end: who knows how it went on.
+here; a line whose numbers are cut off is kept apart as damaged, and so is a last line that does
+not end.
 """
 
 import re

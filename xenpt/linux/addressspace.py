@@ -141,7 +141,9 @@ def _ram_leaves(state: BootState) -> list[Runs]:
     own = ram.clip(0, state.nr_pages) - held - io
     rows = [(top + a, a, b - a, 1, 1, KERNEL_PTE) for a, b in own]
     rows += [(top + a, IDENTITY + a, b - a, 1, 1, _IO_PTE) for a, b in io]
-    rows += [(top + to, pfn, nr, 1, 1, KERNEL_PTE) for pfn, to, nr in state.moved]
+    last = state.memblock.memory.ranges[-1][1] >> PAGE_SHIFT
+    moved = [(pfn, to, min(nr, last - to)) for pfn, to, nr in state.moved if to < last]
+    rows += [(top + to, pfn, nr, 1, 1, KERNEL_PTE) for pfn, to, nr in moved]
     return [make_runs(rows)]
 
 

@@ -33,7 +33,7 @@ def setup_kernel_pagetable(state: BootState, hc: Hypercalls) -> tuple[BootState,
 
     xen_map_identity_early() lengthens the mapping by up to four L1 tables. Xen's own L1 tables
     stay in use, and no page of its tables goes back. Linux's tables come from the brk area, so
-    that their addresses are not known.
+    that their addresses are not known. Models xen_setup_kernel_pagetable() of CONFIG_X86_32.
     """
     base, nr_tables = _pt_base(state), int(state.domain.plan.nr_pt_frames)
     nr_held = state.nr_initial_l1
@@ -45,9 +45,10 @@ def setup_kernel_pagetable(state: BootState, hc: Hypercalls) -> tuple[BootState,
     hc.mmuext_op(MMUEXT_NEW_BASEPTR)
     end = base + (nr_tables << PAGE_SHIFT)
     covered = min(nr_held + nr_new, -(-state.nr_pages // ENTRIES)) * ENTRIES
+    l2_read = ENTRIES * (2 if state.rules.find_pt_base else 1)
     cost = Cost(
         by_type=dict(hc.by_type),
-        entries_read={"l1": covered, "l2": ENTRIES, "l3": 1 + ENTRIES, "l4": 0},
+        entries_read={"l1": covered, "l2": l2_read, "l3": 1 + ENTRIES, "l4": 0},
         entries_written=2 * ENTRIES + 1 + nr_new * (ENTRIES + 1),
     )
     return (

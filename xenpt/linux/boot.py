@@ -36,6 +36,7 @@ from xenpt.linux.setup import MAXMEM_PAGES
 from xenpt.linux.stages import STAGES, Stage
 from xenpt.linux.state import (
     DOM0_DIES,
+    GUEST_DIES,
     RELOCATED_VADDR,
     BootState,
     InitialList,
@@ -162,7 +163,7 @@ class Boot:
 
     def _run(self, stage: Stage) -> None:
         if stage is _dies_in(self.state):
-            raise LinuxPanic(DOM0_DIES)
+            raise LinuxPanic(DOM0_DIES if self.state.initial_domain else GUEST_DIES)
         self._check_unpin(stage)
         before = self.state
         self._faults.before(stage, before)

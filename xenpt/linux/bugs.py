@@ -167,6 +167,17 @@ def _released(seen: Seen) -> Iterator[Bug]:
         )
 
 
+def _moved_behind_memory(seen: Seen) -> Iterator[Bug]:
+    """Frames that move out of holes to pfns behind the last one of memory."""
+    memory = seen.state.memblock.memory
+    end = memory.ranges[-1][1] >> PAGE_SHIFT if memory.ranges else 0
+    nr = sum(max(0, target + nr - max(end, target)) for _, target, nr in seen.state.remaps)
+    if nr:
+        text = f"{nr:,} pages move out of holes to behind the end of memory, and are lost"
+        fix = '"xen: use same main loop for counting and remapping pages" (in 4.4.13)'
+        yield Bug("count", text, fix)
+
+
 def _highmap_overrun(seen: Seen) -> Iterator[Bug]:
     """H10, H6: loops over level2_kernel_pgt that leave it."""
     state = seen.state
@@ -226,5 +237,5 @@ def _kernel(state: BootState) -> Range:
 
 _FINDERS: tuple[Callable[[Seen], Iterator[Bug]], ...] = (
     _base_of_tables, _taken_from_use, _list_found_free, _moved_into_brk, _brk_in_a_hole, _unusable,
-    _released, _highmap_overrun, _stale_slots, _pinned_walk, _leaked,
+    _released, _moved_behind_memory, _highmap_overrun, _stale_slots, _pinned_walk, _leaked,
 )  # fmt: skip

@@ -63,6 +63,25 @@ def holes(table: E820) -> Iterator[tuple[int, int]]:
         start = entry.end
 
 
+def count_remap_pages(table: E820, max_pfn: int, *, ram_in_part: bool) -> int:
+    """Pages below `max_pfn` that will have to move, as they are counted beforehand.
+
+    :param ram_in_part: a page that is RAM in part, and nothing else, counts as RAM, though
+        holes() has it; else the holes are counted
+
+    Models xen_count_remap_pages().
+    """
+    end = min(max_pfn, pfn_up(table[-1].end))
+    if not ram_in_part:
+        return Regions.of(holes(table)).clip(0, max_pfn).size
+    ram, other = (
+        Regions.of((e.start >> PAGE_SHIFT, pfn_up(e.end)) for e in table if (e.type == RAM) is kind)
+        for kind in (True, False)
+    )
+    gaps = Regions.of([(0, end)]) - ram
+    return Regions.of((*gaps, *other.clip(0, end))).size
+
+
 def find_pfn_range(table: E820, min_pfn: int, *, inclusive: bool) -> tuple[int, int]:
     """(first, pages) of the first RAM at or behind `min_pfn`; no pages if there is none.
 

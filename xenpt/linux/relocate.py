@@ -23,8 +23,9 @@ from xenpt.abi import (
 )
 from xenpt.cost import Cost
 from xenpt.extents import Mapping, expand, make_runs, tables_of
+from xenpt.inputs.config import Ram as E820Entry
 from xenpt.linux.directmap import KERNEL_PTE, frame_flags
-from xenpt.linux.e820 import NVS, RAM, in_one_ram_entry
+from xenpt.linux.e820 import NVS, RAM, in_one_ram_entry, sanitize
 from xenpt.linux.memblock import Range, Regions
 from xenpt.linux.pagetable import PAGE_KERNEL, page_kernel_ro, wrprotect
 from xenpt.linux.state import (
@@ -35,17 +36,13 @@ from xenpt.linux.state import (
     BootState,
     InitialList,
     LinuxPanic,
-    NotModelled,
+    Remap,
 )
 from xenpt.xen.hypercalls import Hypercalls
 
 _CONFLICT = "Xen hypervisor allocated {} conflicts with E820 map"
 _NO_AREA = "Can't find new memory area for {} needed due to E820 map conflict"
 _NO_NVS_AREA = "No suitable area found for required E820 entry remapping action"
-_NVS = (
-    "ACPI NVS memory lies where Xen has put the {}: this Linux exchanges it for RAM behind its "
-    "own, and goes on, which is not modelled"
-)
 EARLY_SLOT_PAGES = 64  # NR_FIX_BTMAPS: pages of one early_memremap()
 
 
@@ -55,7 +52,6 @@ def resolve_conflicts(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost
     The list is reserved here, too. Before v4.3 there is no check.
 
     :raises LinuxPanic: kernel or page tables lie in a hole, or there is no room to move to
-    :raises NotModelled: what lies there can move, instead of them
     """
     if not state.rules.check_conflicts:
         return _reserve(state, _bytes(state.p2m_frames)), Cost()
@@ -87,6 +83,43 @@ def _early_ioremap_init(state: BootState, hc: Hypercalls) -> BootState:
     return replace(state, early_table=pfn, ro_entries=state.ro_entries.add(pfn, pfn + 1))
 
 
+def exchange_nvs(state: BootState) -> BootState:
+    """Exchange ACPI NVS memory that meets kernel or page tables for RAM behind the domain's own.
+
+    The map is changed at once, the P->M list much later (xen_do_remap_nonram()). Of the RAM, the
+    first entry that can spare enough gives its end. Models xen_e820_resolve_conflicts() of 6.12.
+
+    :raises LinuxPanic: no entry can
+    """
+    if not state.rules.moves_nvs:
+        return state
+    kernel = state.paddr(state.text), state.paddr(int(state.domain.plan.image.virt_kend))
+    for start, end in (kernel, _bytes(state.pt_pfns)):
+        for nvs in [e for e in state.e820 if e.type == NVS and e.start < end and start < e.end]:
+            state = _exchange(state, nvs)
+    return state
+
+
+def _exchange(state: BootState, nvs: E820Entry) -> BootState:
+    pfn, nr = nvs.start >> PAGE_SHIFT, pfn_up(nvs.end) - (nvs.start >> PAGE_SHIFT)
+    size, mem_end = nr << PAGE_SHIFT, state.max_pfn << PAGE_SHIFT
+    for ram in state.e820:
+        if ram.type == RAM and ram.end - size >= max(ram.start, mem_end):
+            break
+    else:
+        raise LinuxPanic(_NO_NVS_AREA)
+    target = ram.end - size
+    away = target + nvs.start % PAGE_SIZE
+    table = [
+        *(e for e in state.e820 if e not in (nvs, ram)),
+        E820Entry(ram.start, target, RAM),
+        E820Entry(pfn << PAGE_SHIFT, (pfn << PAGE_SHIFT) + size, RAM),
+        E820Entry(away, away + nvs.end - nvs.start, NVS),
+    ]
+    exchanged = (*state.exchanged, Remap(pfn, target >> PAGE_SHIFT, nr))
+    return replace(state, e820=sanitize(table), exchanged=exchanged)
+
+
 def find_free_area(state: BootState, nr_bytes: int) -> int | None:
     """xen_find_free_area(): first byte of the lowest RAM of the given map with no page reserved.
 
@@ -107,14 +140,6 @@ def find_free_area(state: BootState, nr_bytes: int) -> int | None:
 
 
 def _check(state: BootState, used: Range, name: str) -> None:
-    """xen_chk_is_e820_usable(); since 6.12, ACPI NVS memory is exchanged for other RAM first."""
-    nvs = [e for e in state.e820 if e.type == NVS and e.start < used[1] and used[0] < e.end]
-    if state.rules.moves_nvs and nvs:
-        mem_end = state.max_pfn << PAGE_SHIFT
-        spare = [e.end - max(e.start, mem_end) for e in state.e820 if e.type == RAM]
-        if max(spare) < max(pfn_up(e.end) - (e.start >> PAGE_SHIFT) for e in nvs) << PAGE_SHIFT:
-            raise LinuxPanic(_NO_NVS_AREA)
-        raise NotModelled(_NVS.format(name))
     if not in_one_ram_entry(state.e820, *used):
         raise LinuxPanic(_CONFLICT.format(name))
 

@@ -101,6 +101,10 @@ class LinuxRules:
     moves_nvs: bool
     # xen_count_remap_pages() raises the limit by what will move; before, what was moved is added.
     count_remap_first: bool
+    # It takes a page that is RAM in part for RAM, which moves nevertheless: one page too few may be
+    # had. One loop does both since "xen: use same main loop for counting and remapping pages"
+    # (in 4.4.13).
+    counts_ram_in_part: bool
     # xen_reserve_xen_mfnlist() of v6.1 reserves a list before it looks for room for it elsewhere;
     # v4.3 may find the list's own pages to be free (SPEC H12).
     reserve_before_search: bool
@@ -174,6 +178,7 @@ V4_1: Final = LinuxRules(
     check_brk=False,
     moves_nvs=False,
     count_remap_first=False,
+    counts_ram_in_part=False,
     reserve_before_search=False,
     reserve_special_pages=False,
     low_ram_bytes=0,
@@ -217,6 +222,7 @@ V4_3: Final = replace(
     domu_page_limit=512 * GIB_PAGES,
     check_conflicts=True,
     count_remap_first=True,
+    counts_ram_in_part=True,
     reserve_special_pages=True,
     dies_beyond_tools_tree=False,
     cleanup=replace(SEED.cleanup, clear_table_entries=True, unpin_relocated=True),
@@ -242,6 +248,7 @@ V6_1: Final = LinuxRules(
     check_brk=True,
     moves_nvs=False,
     count_remap_first=True,
+    counts_ram_in_part=False,
     reserve_before_search=True,
     reserve_special_pages=True,
     low_ram_bytes=0,

@@ -29,6 +29,7 @@ from xenpt.linux.e820 import (
     RAM,
     RESERVED,
     UNUSABLE,
+    count_remap_pages,
     find_pfn_range,
     flat_map,
     holes,
@@ -38,7 +39,7 @@ from xenpt.linux.e820 import (
 )
 from xenpt.linux.memblock import Regions
 from xenpt.linux.pagetable import PAGE_KERNEL
-from xenpt.linux.relocate import resolve_conflicts
+from xenpt.linux.relocate import exchange_nvs, resolve_conflicts
 from xenpt.linux.state import BootState, NotModelled, Remap
 from xenpt.xen.hypercalls import Hypercalls
 
@@ -50,6 +51,10 @@ MAXMEM_PAGES = 1 << 34
 LOWMEM_32_BIT_PAGES = (512 << 20) >> PAGE_SHIFT
 DOMU_SLACK_BYTES = 8 << 20  # RAM that an unprivileged domain adds where Xen has no map for it
 LOW_RESERVED_BYTES = 64 << 10  # CONFIG_X86_RESERVE_LOW
+_NOT_EXCHANGED = (
+    "ACPI NVS memory lay where Xen has put kernel or page tables; this Linux has exchanged it for "
+    "RAM behind its own and goes on, but what the P->M entries of it cost is not modelled"
+)
 _NO_RATIO = (
     "how much memory for ballooning a 32-bit Linux keeps depends on its lowmem, which is not "
     "modelled: lower the limit, as with dom0_mem=max:4G"
@@ -72,7 +77,8 @@ def memory_setup(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]:
     e820 = given_map(state)
     if rules.low_ram_bytes and state.initial_domain:
         e820 = (*e820, E820Entry(rules.low_ram_bytes, ISA_END_ADDRESS, RESERVED))
-    e820 = sanitize(e820)
+    state = exchange_nvs(replace(state, e820=sanitize(e820), max_pfn=max_pfn))
+    e820 = state.e820
     hc.memory_op(XENMEM_MACHINE_MEMORY_MAP if state.initial_domain else XENMEM_MEMORY_MAP)
     max_pages = limit
     if state.initial_domain:
@@ -80,9 +86,9 @@ def memory_setup(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]:
             hc.memory_op(XENMEM_MAXIMUM_RESERVATION)
             max_pages = min(state.max_reservation, limit)
     p2m_size = round_up(state.nr_pages, state.p2m_per_page)
-    state = replace(state, e820=e820, max_pfn=max_pfn, max_p2m_pfn=p2m_size)
+    state = replace(state, max_p2m_pfn=p2m_size)
     if rules.count_remap_first:  # before any frame moves: mainline's order
-        max_pages += sum(min(end, max_pfn) - start for start, end in holes(e820) if start < max_pfn)
+        max_pages += count_remap_pages(e820, max_pfn, ram_in_part=rules.counts_ram_in_part)
         state = _reserve_early(_keep_extra(state, max_pages - max_pfn))
         state, cost = resolve_conflicts(state, hc)
         state, _ = _move_out_of_holes(state, hc)
@@ -125,17 +131,25 @@ def remap_memory(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]:
 
     The groups are chained last first (by source: no complete trace has two). Models
     xen_remap_memory().
+
+    :raises NotModelled: the list's entries of exchanged memory are to be set, too
     """
+    if state.exchanged:
+        raise NotModelled(_NOT_EXCHANGED)
     if not state.remaps:
         return state, Cost()
     groups = [group for remap in state.remaps for group in _groups(state, remap)]
     buffer = state.symbol("xen_remap_buf")
+    memory_end = state.memblock.memory.ranges[-1][1] >> PAGE_SHIFT  # high_memory
     for i in reversed(range(len(groups))):
         pfn, target, nr = groups[i]
         hc.update_va_mapping(buffer, pfn, PAGE_KERNEL, uvmf=UVMF_INVLPG)
-        for k in hc.repeat(nr):
+        mapped = min(nr, max(memory_end - target, 0))
+        for k in hc.repeat(mapped):
             hc.machphys_update(pfn + k, target + k)
             hc.update_va_mapping(state.va(target + k), pfn + k, PAGE_KERNEL)
+        for k in range(mapped, nr):
+            hc.machphys_update(pfn + k, target + k)
     hc.update_va_mapping(buffer, state.symbol_pfn("xen_remap_buf"), PAGE_KERNEL, uvmf=UVMF_INVLPG)
     memblock, extra = state.memblock, state.extra
     for _, target, nr in state.remaps:

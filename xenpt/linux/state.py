@@ -24,6 +24,8 @@ RELOCATED_VADDR: Final = RELOCATED_SLOT * PAGE_SIZE * ENTRIES**3
 EARLY_IOREMAP: Final = 0xFFFF_FFFF_FF20_0000
 #: A page fault that early has no handler; what is left to read is Xen's line about it.
 DOM0_DIES: Final = "Hardware Dom0 halted: halting machine"
+#: The same in another domain, of which Xen prints nothing.
+GUEST_DIES: Final = "page fault without a handler: the guest halts its only vCPU, and is gone"
 #: Pages of the brk area before the page-table buffer, where a kernel's symbols do not say.
 _BRK_PAGES_BEFORE_BUFFER: Final = 1
 
@@ -82,6 +84,7 @@ class BootState:
     :ivar unmapped: pfns that the direct map lacks, as a table was not hooked in (a fault)
     :ivar extra: pfns of RAM beyond the domain's own that is kept for ballooning
     :ivar remaps: frames that remap_memory will move, in the order in which they were found
+    :ivar exchanged: pages that are RAM now, and those that were for them (ACPI NVS memory)
     :ivar highmap: 2 MiB slots of level2_kernel_pgt that are in use
     :ivar tables: page tables of the direct map that Linux made (RUN rows of tables)
     :ivar own_entries: frames whose entries in Xen's L1 tables Linux has set anew, writable
@@ -114,6 +117,7 @@ class BootState:
     unmapped: Regions = NO_REGIONS
     extra: Regions = NO_REGIONS
     remaps: tuple[Remap, ...] = ()
+    exchanged: tuple[Remap, ...] = ()
     highmap: Regions = NO_REGIONS
     tables: Runs = field(default_factory=EMPTY.copy)
     own_entries: Regions = NO_REGIONS
