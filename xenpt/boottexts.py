@@ -60,7 +60,7 @@ def boot_report(boot: Boot, beyond: Iterable[dict[str, Any]]) -> Report:
 
 
 def words_report(how: str, words: StreamedBoot | None, seconds: float, threads: int) -> Report:
-    """What was interpreted word by word besides; `words` is None where the boot did not come so far.
+    """What was interpreted word by word besides; None where the boot did not come so far.
 
     :param how: "streamed" or "packed"
     """
