@@ -277,7 +277,7 @@ class Builder:
         start, end = self.keys["total"]
         if not self._has_memory(0, (end - start) % WORD >> PAGE_SHIFT):
             raise GivesUpError(
-                f"{self.era.late_function}: pin_table failed (pfn {_hex(pfn)}, rc=-1)"
+                f"{self.era.late_function}: pin_table failed (pfn {_hex(pfn)}, rc=1)"
             )
 
     def _check_tables(self) -> None:

@@ -186,7 +186,7 @@ def test_before_4_7_one_page_too_many_passes_the_check_and_fails_the_pin():
     kernel = synthetic()
     text = "not enough memory for initial mapping"
     assert plan_of(kernel, 0x17FE, "4.6.6").panic == f"count_pgtables: {text} (0x17ff > 0x17fe)"
-    pinned = "arch_setup_bootlate: pin_table failed (pfn 0x140f, rc=-1)"
+    pinned = "arch_setup_bootlate: pin_table failed (pfn 0x140f, rc=1)"
     assert plan_of(kernel, 0x17FF, "4.6.6").panic == pinned
     assert plan_of(kernel, 0x1800, "4.6.6").panic is None
     # Before 4.3 nothing looked at it (5bb2be127b).
@@ -364,7 +364,7 @@ def test_segments_and_the_mapping_need_memory_behind_them():
         "xc_dom_boot_domU_map: failed to mmap domU pages 0x1000+0x400 "
         "[mmap, errno=22 (Invalid argument)]"
     )
-    assert with_hole(0x1700, 0x1710) == "bootlate_pv: pin_table failed (pfn 0x1403, rc=-1)"
+    assert with_hole(0x1700, 0x1710) == "bootlate_pv: pin_table failed (pfn 0x1403, rc=1)"
     assert with_hole(0x2000, 0x3000) is None
 
 
