@@ -52,14 +52,14 @@ def _run(names: Sequence[str]) -> int:
         if not package.endswith("-dbg"):
             _say(f"{package} {number}")
     _say(f"QEMU {version}, emulating\n")
-    _say(f"{'case':<18}{'seconds':>8}{'words compared':>16}{'differences':>13}")
+    _say(f"{'case':<20}{'seconds':>8}{'words compared':>16}{'differences':>13}")
     per_subject: dict[str, list[Result]] = {}
     nr_different = 0
     booted = _boots([name for name in names if name in CASES], software)
     for name, seconds, results in chain(booted, built):
         words, different = sum(r.words for r in results), sum(len(r.differences) for r in results)
         nr_different += different
-        _say(f"{name:<18}{seconds:>8.1f}{words:>16,}{different:>13}")
+        _say(f"{name:<20}{seconds:>8.1f}{words:>16,}{different:>13}")
         for result in results:
             per_subject.setdefault(result.subject, []).append(result)
             for line in result.differences:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the real toolstack built against what the model says that it builds.
 
-Inputs are the kernel's file, the ramdisk's and the amount of memory. Of the real guest the model
-is told where the host put its pages, shared_info included, and the numbers of its event channels.
+Inputs are the kernel's file, the ramdisk's, the amount of memory and what guests the hypervisor
+knows. Of the real guest the model is told where the host put its pages, shared_info included, and
+the numbers of its event channels.
 """
 
 import re
@@ -72,6 +73,7 @@ def plan_of(built: Built, debian: Kernel) -> DomuPlan:
         Host(xen=version),
         nr_pages=guest.nr_pages + guest.second,
         initrd=_initrd(guest),
+        xen_caps=" ".join(re.findall(r"supported guest type: (\S+)", built.log)) or None,
         vnuma=nodes if guest.second else None,
         cmd_line=CMD_LINE,
     )

@@ -65,6 +65,7 @@ def _list_at(vaddr: int, base: int = KA, **more: int) -> bytes:
 
 
 _MAPPED, _OUTSIDE = kernel_image(), _list_at(LIST)
+_SHORT = gzip.compress(_random(50000), mtime=0)[:-4] + bytes([10, 0, 0, 0])  # says it is 10 bytes
 _SMALL = {"start": 0, "nr_bytes": 0x40000}
 _TOP = 0xFFFFFFFFFF000000  # 16 MiB below 2^64
 _ALL = (
@@ -72,6 +73,7 @@ _ALL = (
     Guest("domu-initrd", 512 * MIB, ramdisk=_random(1234567)),
     Guest("domu-initrd-mapped", 64 * MIB, kernel_image(INIT_P2M=LIST), _random(4097)),
     Guest("domu-initrd-gzip", 64 * MIB, _OUTSIDE, gzip.compress(bytes(5000000), mtime=0)),
+    Guest("domu-initrd-lies", 64 * MIB, kernel_image(INIT_P2M=LIST), _SHORT),
     Guest("domu-legacy", 1024 * MIB, _MAPPED, _random(12345)),
     Guest("domu-odd", 64 * MIB + 3, _list_at(LIST + 8, nr_bytes=0x400123)),
     # the list shares no L3 table with the kernel but begins at no border; shares L4, L3 and L2;
@@ -83,12 +85,17 @@ _ALL = (
     Guest("domu-hole-legacy", 64 * MIB, _MAPPED, hole=16 * MIB, second=32 * MIB),
     Guest("domu-pae", 512 * MIB, kernel_image(0xC0000000, bits=32), _random(4097), pretend=True),
     Guest("domu-pae-low", 64 * MIB, kernel_image(0, 0x100000, bits=32), pretend=True),
+    Guest("domu-pae-1g", 64 * MIB, kernel_image(0x3F000000, 0x100000, bits=32), pretend=True),
     # what the library does without a word: a list over the kernel, over the tables themselves, in
-    # Xen's slots, from the guest's into Xen's
+    # Xen's slots, from the guest's into Xen's; a kernel there; a mapping that ends just at 2^64,
+    # behind which it leaves no room, so that ramdisk and list begin in it
     Guest("domu-overwrites", 1024 * MIB, _list_at(KA - 0x100000)),
     Guest("domu-hides", 256 * MIB, _list_at(KA - 0x1000, **_SMALL)),
     Guest("domu-xen-slots", 64 * MIB, _list_at(0xFFFF800000000000)),
     Guest("domu-xen-crossed", 64 * MIB, _list_at(0x7FFFFFFF0000)),
+    Guest("domu-xen-kernel", 64 * MIB, kernel_image(0xFFFF800000000000)),
+    Guest("domu-top", 64 * MIB, kernel_image(_TOP, 0, 0xF51000)),
+    Guest("domu-top-list", 64 * MIB, _list_at(LIST, _TOP, start=0, nr_bytes=0xF71000), b"ramdisk"),
     # when it gives up, aborts or never ends
     Guest("domu-small", 16 * MIB, _OUTSIDE),
     Guest("domu-small-map", 0x1808, _OUTSIDE),
@@ -100,7 +107,11 @@ _ALL = (
     Guest("domu-translated", 64 * MIB, kernel_image(FEATURES="!auto_translated_physmap")),
     Guest("domu-hypercalls", 64 * MIB, kernel_image(HYPERCALL_PAGE=KA - 0x1000)),
     Guest("domu-hole-kernel", 0x1100, _MAPPED, hole=0x100, second=64 * MIB),
+    Guest("domu-hole-start-info", 0x1400, _OUTSIDE, hole=1, second=64 * MIB),
     Guest("domu-hole-padding", 0x1700, _OUTSIDE, hole=0x10, second=64 * MIB),
+    Guest("domu-no-address", 64 * MIB, kernel_image(0x900000000000)),
+    Guest("domu-pae-refused", 64 * MIB, kernel_image(0xC0000000, bits=32)),
+    Guest("domu-pae-wraps", 64 * MIB, kernel_image(0xFF000000, 0, 0xF80000, bits=32), pretend=True),
     Guest("domu-encloses", 1040 * MIB, _list_at(KA + 0x1FF000, KA + 0x200000, **_SMALL)),
     Guest("domu-no-table", 128 * MIB, _list_at(KA + 0x80000, KA + 0x100000, start=0xF00000)),
     Guest("domu-overlap", 64 * MIB, _list_at(LIST - 0x1000, LIST)),
