@@ -152,10 +152,8 @@ class Builder:
         start, _ = self.segment("page tables", nr << PAGE_SHIFT)
         self.page("boot stack")
         self.log.append(f"{'xc_dom_build_image':<20}: virt_alloc_end : {self.va:#x}")
-        self.log.append(f"{'xc_dom_build_image':<20}: virt_pgtab_end : {end:#x}")
-        if (
-            self.era.two_mappings and end
-        ):  # 0: it ends just at 2^64, which the library takes for none
+        self.log.append(f"{'xc_dom_build_image':<20}: virt_pgtab_end : {end % WORD:#x}")
+        if self.era.two_mappings and end != WORD:  # which is 0 to the library: nothing to pad to
             self._pad(end)
         self.keys |= {
             "start_info": self.found["start info"],
@@ -287,7 +285,7 @@ class Builder:
 
     def _check_tables(self) -> None:
         start, end = self.keys["total"]
-        if end <= start and not self.era.two_mappings:
+        if end % WORD <= start and not self.era.two_mappings:
             # Not a text of the library, which says nothing: the guest dies at once.
             raise GivesUpError("no page-table entry is written, as the mapping wraps at 2^64")
         for one in self.maps:

@@ -348,7 +348,9 @@ def test_a_mapping_that_fits_to_the_page_ends_at_2_64(nr_pages, is_built):
     plan = plan_of(synthetic(segs=((0, nr_pages * 4096),), VIRT_BASE=TOP), 0x4000)
     assert (plan.panic is None) == is_built
     if is_built:
-        assert plan.total == (TOP, 0)
+        assert plan.total == (TOP, 1 << 64)
+        assert plan.log[-1] == "xc_dom_build_image  : virt_pgtab_end : 0x0"
+        assert plan.warnings == ()
         assert plan.nr_pt_frames == 11
         assert plan.page_tables[0] == TOP + 0xF74000
     else:
@@ -360,6 +362,8 @@ def test_a_mapping_that_ends_at_2_64_leaves_what_follows_inside_of_it():
     kernel = outside(segs=((0, 0xF71000),), VIRT_BASE=TOP)
     plan = plan_of(kernel, 0x4000, initrd=7)
     assert (plan.mod_start, plan.first_p2m_pfn) == (0xF80, 0xF81)
+    assert len(plan.warnings) == 1
+    assert "the library forgets its padding" in plan.warnings[0]
     inside = synthetic(segs=((0, 0xF51000),), VIRT_BASE=TOP)
     assert "wraps at 2^64" in plan_of(inside, 0x4000, "4.6.6").panic
 
