@@ -17,7 +17,8 @@ help:
 	@echo 'make test    run all tests, and every benchmark once, untimed'
 	@echo 'make check   ruff, cython-lint, mypy, stubtest and a build without performance hints'
 	@echo 'make debug   all tests on a build with bounds checks; make asan, make ubsan: with sanitizers'
-	@echo 'make oracle  boot real Xen and Linux in QEMU and compare; CASES="512m 8g", quick or all'
+	@echo 'make oracle  boot real Xen and Linux in QEMU and compare; CASES="512m 8g", quick or all;'
+	@echo '             CASES=domu, or "domu-pae domu-endless": guests that the real toolstack builds'
 	@echo 'make bench   measure the engine beside its peers; write docs/performance.md'
 	@echo 'make bench-counts   instructions of each loop under callgrind, against the baseline'
 	@echo 'make bench-stages   time each verb over sizes (pytest-benchmark)'
@@ -67,7 +68,7 @@ bench-counts: $(CHECK_READY)
 bench-stages: $(TEST_READY)
 	$(VENV)/bin/python -m pytest benchmarks --benchmark-only
 
-# Takes Xen and Linux of this machine's suite, into ~/.cache/xenpt; installs nothing.
+# Takes Xen, its toolstack and Linux of this machine's suite, into ~/.cache/xenpt; installs nothing.
 oracle: $(TEST_READY)
 	PYTHONPATH=tests $(VENV)/bin/python -m oracle $(CASES)
 

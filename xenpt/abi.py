@@ -202,6 +202,11 @@ START_INFO_32: Final = np.dtype(
 )  # fmt: skip
 
 
+def is_canonical(vaddr: int) -> bool:
+    """The bits of `vaddr` from 47 on are all alike, as the processor asks for."""
+    return vaddr >> (VADDR_BITS - 1) in (0, (WORD - 1) >> (VADDR_BITS - 1))
+
+
 def table_slot(vaddr: int, level: int) -> int:
     """Index of `vaddr` in its table of `level` (1 holds 4 KiB leaves), in [0, 512)."""
     return (vaddr >> (PAGE_SHIFT + TABLE_SHIFT * (level - 1))) & (ENTRIES - 1)

@@ -11,7 +11,7 @@ from xenpt.linux.streamed import StreamedBoot
 from xenpt.measured import IN_WORDS
 from xenpt.plan import Plan
 from xenpt.report import BAD, GOOD, NOTE, TITLE, Line, Prose, Report, Table
-from xenpt.texts import LEAVES, beyond_report, plan_report
+from xenpt.texts import LEAVES, beyond_report, plan_report, warnings_report
 from xenpt.units import format_address, format_pages, format_size
 from xenpt.xen.dom0 import Domain
 
@@ -56,7 +56,7 @@ def boot_report(boot: Boot, beyond: Iterable[dict[str, Any]]) -> Report:
         report += [Line(), Prose(text)]
     for bug in boot.bugs:
         report += [Line(), Prose(f"bug {bug.id}: {bug.text}. Fix: {bug.fix}.", BAD)]
-    return [*report, *beyond_report(beyond)]
+    return [*report, *warnings_report(plan), *beyond_report(beyond)]
 
 
 def words_report(how: str, words: StreamedBoot | None, seconds: float, threads: int) -> Report:
@@ -109,6 +109,7 @@ def cleanup_report(freed: Freed, variants: Sequence[Freed]) -> Report:
         Table(("counted, by largest leaf", *names), _cost_rows(columns)),
         *_leak_report(freed.cost),
         *([Line(), *_time_notes()] if _is_timed(freed) else []),
+        *warnings_report(plan),
         *beyond_report(plan.beyond),
     ]
 

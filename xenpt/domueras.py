@@ -49,10 +49,15 @@ class ToolstackEra:
     knows_two_levels: bool
     # 1787cc1679 (4.16): the hypervisor must know the guest's type before anything is laid out.
     checks_type_first: bool
+    # 73db9f65da (4.2, 4.1.4), and f3fa3abf3e (4.8, 4.7.2, 4.6.5) for the stack: the hypervisor
+    # takes no first instruction and no stack at addresses that are none.
+    checks_entry: bool
+    checks_stack: bool
     # Functions whose names are part of a text: f3627f009a, b4ec1faa91, 392478215a (4.7), and
     # ee21f10d70 (4.14).
     hooks_function: str
     late_function: str
+    context_function: str
     memory_function: str
     table_function: str
 
@@ -67,6 +72,7 @@ def toolstack_era(xen: str) -> ToolstackEra:
         raise UsageError(f"Xen version {xen!r}: the oldest toolstack that is modelled is 4.0's")
     since = version.__ge__
     exact = since((4, 18, 3)) or (4, 17, 5) <= version < (4, 18, 0)
+    checks_stack = since((4, 7, 2)) or (4, 6, 5) <= version < (4, 7, 0)
     return ToolstackEra(
         two_mappings=since((4, 7, 0)),
         checks_memory=since((4, 3, 0)),
@@ -83,8 +89,11 @@ def toolstack_era(xen: str) -> ToolstackEra:
         refuses_autotranslated=since((4, 9, 0)),
         knows_two_levels=not since((4, 3, 0)),
         checks_type_first=since((4, 16, 0)),
+        checks_entry=since((4, 1, 4)),
+        checks_stack=checks_stack,
         hooks_function="xc_dom_set_arch_hooks" if since((4, 7, 0)) else "xc_dom_find_arch_hooks",
         late_function="bootlate_pv" if since((4, 7, 0)) else "arch_setup_bootlate",
+        context_function="vcpu_x86_64" if since((4, 7, 0)) else "launch_vm",
         memory_function="meminit_pv" if since((4, 7, 0)) else "arch_setup_meminit",
         table_function="get_pg_table" if since((4, 14, 0)) else "get_pg_table_x86",
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from xenpt import abi
-from xenpt.abi import PAGE_SHIFT, PAGE_SIZE, WORD, pfn_up, round_up
+from xenpt.abi import PAGE_SHIFT, PAGE_SIZE, WORD, is_canonical, pfn_up, round_up
 from xenpt.domueras import ToolstackEra
 from xenpt.domutables import PAGING, GivesUpError, TableCounter, TableMap
 from xenpt.inputs.elf import EM_386, EM_X86_64
@@ -152,8 +152,8 @@ class Builder:
         start, _ = self.segment("page tables", nr << PAGE_SHIFT)
         self.page("boot stack")
         self.log.append(f"{'xc_dom_build_image':<20}: virt_alloc_end : {self.va:#x}")
-        self.log.append(f"{'xc_dom_build_image':<20}: virt_pgtab_end : {end:#x}")
-        if self.era.two_mappings:
+        self.log.append(f"{'xc_dom_build_image':<20}: virt_pgtab_end : {end % WORD:#x}")
+        if self.era.two_mappings and end != WORD:  # which is 0 to the library: nothing to pad to
             self._pad(end)
         self.keys |= {
             "start_info": self.found["start info"],
@@ -198,12 +198,15 @@ class Builder:
             self._go_to(vaddr)
         start, pfn, pages = self.va, self.pfn, pfn_up(nr_bytes)
         self._take(name, pages)
-        self._check_holes(pfn, pages)
+        if self.era.two_mappings:
+            self._check_holes(pfn, pages)
         end = (start + nr_bytes) % WORD if self.era.exact_segment_ends else self.va
         self.log.append(
             f"{'xc_dom_alloc_segment':<20}:   {name:<12} : {start:#x} -> {end:#x}"
             f"  (pfn {pfn:#x} + {pages:#x} pages)"
         )
+        if not self.era.two_mappings:
+            self._check_holes(pfn, pages)
         self.found[name] = start, end
         return start, end
 
@@ -249,10 +252,7 @@ class Builder:
         self.va = vaddr
 
     def _check_holes(self, pfn: int, pages: int) -> None:
-        """A segment is mapped into the toolstack, which a page without memory cannot be.
-
-        Deduced, not seen to happen.
-        """
+        """The toolstack maps what it writes, which a page without memory cannot be."""
         if not self._has_memory(pfn, pfn + pages):
             raise GivesUpError(
                 f"xc_dom_boot_domU_map: failed to mmap domU pages {_hex(pfn)}+{_hex(pages)} "
@@ -272,17 +272,20 @@ class Builder:
             raise GivesUpError("PV Autotranslate guests no longer supported")
         self._check_type()
         self._check_tables()
+        start, end = self.keys["total"]
+        self._check_holes((self.found["start info"][0] - start) % WORD >> PAGE_SHIFT, 1)
         self._check_hypercall_page()
         pfn = self.maps[0].of(PAGING[self.kernel.bits].levels).pfn
-        start, end = self.keys["total"]
         if not self._has_memory(0, (end - start) % WORD >> PAGE_SHIFT):
             raise GivesUpError(
-                f"{self.era.late_function}: pin_table failed (pfn {_hex(pfn)}, rc=-1)"
+                f"{self.era.late_function}: pin_table failed (pfn {_hex(pfn)}, rc=1)"
             )
+
+        self._check_context()
 
     def _check_tables(self) -> None:
         start, end = self.keys["total"]
-        if end <= start and not self.era.two_mappings:
+        if end % WORD <= start and not self.era.two_mappings:
             # Not a text of the library, which says nothing: the guest dies at once.
             raise GivesUpError("no page-table entry is written, as the mapping wraps at 2^64")
         for one in self.maps:
@@ -297,6 +300,14 @@ class Builder:
             raise GivesUpError(
                 "setup_hypercall_page: HYPERCALL_INIT failed: 22 - Invalid argument)"
             )
+
+    def _check_context(self) -> None:
+        """Xen, not the library, looks at the registers of a 64-bit guest."""
+        era = self.era
+        checked = [self.kernel.entry] * era.checks_entry
+        checked += [self.keys["boot_stack"][1]] * era.checks_stack
+        if self.kernel.bits == 64 and not all(is_canonical(vaddr) for vaddr in checked):
+            raise GivesUpError(f"{era.context_function}: SETVCPUCONTEXT failed (rc=-1)")
 
 
 def _features(kernel: Kernel) -> list[str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from xenpt.abi import PAGE_SHIFT, TABLE_SHIFT, pfn_up
+from xenpt.abi import PAGE_SHIFT, SIF_MOD_START_PFN, TABLE_SHIFT, WORD, pfn_up
 from xenpt.arrangement import JSON_KEYS, Plan
 from xenpt.domueras import ToolstackEra, toolstack_era
 from xenpt.domulayout import PAE, PV64, Builder
@@ -203,6 +203,11 @@ def _warnings(plan: DomuPlan) -> tuple[str, ...]:
                 f"the {what} lies in Xen's own address range: at the pin Xen puts its own tables "
                 "there, and the guest finds the M2P table or nothing"
             )
+    if plan.total[1] == WORD and (plan.list_outside or plan.flags & SIF_MOD_START_PFN):
+        texts.append(
+            "the initial mapping ends just at 2^64, where the library forgets its padding: the "
+            "pages that it maps behind the boot stack are those of the ramdisk or the P->M list"
+        )
     if overlap := overwritten(plan.maps):
         first = (overlap[0] - plan.maps[0].start) >> PAGE_SHIFT
         nr = (overlap[1] - overlap[0]) >> PAGE_SHIFT

@@ -138,6 +138,8 @@ class TableCounter:
     def initial(self, virt_base: int, cursor: int, pfn: int) -> int:
         """Find the end of the initial mapping, which holds its own tables; return that end.
 
+        It is 2^64 if the mapping fits to the page, and wraps if it goes further.
+
         :param cursor: virtual address where the tables will be, and `pfn` that page
         :raises GivesUpError: it does not fit into the domain, or the search never ends
         """
@@ -150,7 +152,7 @@ class TableCounter:
             pages = found.nr_tables + extra
             if (cursor + pages * PAGE_SIZE) % WORD <= (last + 1) % WORD:
                 self.maps.append(found)
-                return (last + 1) % WORD
+                return last + 1
         raise GivesUpError(ENDLESS)
 
     def second(self, start: int, nr_bytes: int, pfn: int) -> None:

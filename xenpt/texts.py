@@ -79,11 +79,20 @@ def _note(value: Any) -> str:
 
 
 def plan_report(plan: Plan) -> Report:
-    """The builder's own lines about a guest, and what they leave out."""
-    report: Report = [
-        Line(printable(text), BAD if text == plan.panic else "") for text in str(plan).splitlines()
-    ]
-    return [*report, Line(), *_in_short(plan), *beyond_report(plan.beyond)]
+    """The builder's own lines about a guest, however long, and what they leave out."""
+    own = str(plan).splitlines()
+    if isinstance(plan, DomuPlan):
+        own = [*plan.log, *([plan.panic] if plan.panic else [])]
+    report: Report = [Line(printable(text), BAD if text == plan.panic else "") for text in own]
+    return [
+        *report, Line(), *_in_short(plan), *warnings_report(plan), *beyond_report(plan.beyond),
+    ]  # fmt: skip
+
+
+def warnings_report(plan: Plan) -> Report:
+    """What the toolstack's library gets wrong without a word, a paragraph for each."""
+    texts = plan.warnings if isinstance(plan, DomuPlan) else ()
+    return [Prose(f"warning: {text}", BAD, indent="  ") for text in texts]
 
 
 def _in_short(plan: Plan) -> Report:

@@ -75,9 +75,9 @@ def compare(seen: Observation, kernel: Kernel) -> list[Result]:
         return results
     domain = build(plan, p2m=P2M.from_list(seen.p2m), shared_info=_shared_info(seen))
     results += [
-        compare_start_info(seen, domain),
-        compare_entry_tables(seen, domain),
-        compare_page_info(seen, domain),
+        compare_start_info(seen.start_info, domain.start_info(), START_INFO_64),
+        compare_tables("entry tables", seen.tables["entry"], tables_of(domain)),
+        compare_page_info(seen.page_info, domain),
     ]
     return results + list(compare_boot(seen, domain))
 
@@ -122,42 +122,45 @@ def compare_layout(seen: Observation, plan: Plan) -> Result:
     real += [line for before, line in pairwise(lines) if before == "Panic on CPU 0:"]
     expected = str(plan).split("\n")[len(plan.notices) :]
     numbers = sum(len(re.findall(r"[0-9a-f]{16}|\d+ pages", line)) or 1 for line in real)
-    return _result("layout", numbers, zip(expected, real, strict=False), len(expected), len(real))
-
-
-def compare_start_info(seen: Observation, domain: Domain) -> Result:
-    """All bytes of the structure."""
-    result = Result("start_info", len(seen.start_info) // 8)
-    real, model = (
-        np.frombuffer(raw, START_INFO_64)[0] for raw in (seen.start_info, domain.start_info())
+    return compare_lines(
+        "layout", numbers, zip(expected, real, strict=False), len(expected), len(real)
     )
-    for name in START_INFO_64.names:
-        if real[name] != model[name]:
-            result.differences.append(f"{name}: real {real[name]}, model {model[name]}")
-    if seen.start_info != domain.start_info() and not result.differences:
+
+
+def compare_start_info(real: bytes, model: bytes, dtype: np.dtype[np.void]) -> Result:
+    """All bytes of the structure."""
+    result = Result("start_info", len(real) // 8)
+    theirs, ours = (np.frombuffer(raw, dtype)[0] for raw in (real, model))
+    for name in dtype.names:
+        if theirs[name] != ours[name]:
+            result.differences.append(f"{name}: real {theirs[name]}, model {ours[name]}")
+    if real != model and not result.differences:
         result.differences.append("bytes between the fields")
     return result
 
 
-def compare_entry_tables(seen: Observation, domain: Domain) -> Result:
-    """Every word of every table page at dom0's entry, but for Xen's own slots of the root."""
+def tables_of(domain: Domain) -> dict[int, Words]:
+    """mfn of each table page -> its words, as the builder left them."""
     image = materialise(domain.address_space, domain.p2m)
-    model = dict(zip(image.mfn.tolist(), image.pages, strict=True))
-    return compare_tables("entry tables", seen.tables["entry"], model)
+    return dict(zip(image.mfn.tolist(), image.pages, strict=True))
 
 
-def compare_page_info(seen: Observation, domain: Domain) -> Result:
+def compare_page_info(real: dict[int, tuple[int, int]], domain: Domain) -> Result:
     """Reference counts and types that Xen keeps of the table pages."""
     info = domain.page_info()
     counts = zip(info["count_info"].tolist(), info["type_info"].tolist(), strict=True)
     model = dict(zip(domain.p2m.mfn(info["pfn"]).tolist(), counts, strict=True))
-    real = seen.page_info
     pairs = ((f"mfn {mfn:#x}: {model.get(mfn)}", f"mfn {mfn:#x}: {real[mfn]}") for mfn in real)
-    return _result("page_info", 2 * len(real), pairs, len(model), len(real))
+    return compare_lines("page_info", 2 * len(real), pairs, len(model), len(real))
 
 
-def compare_tables(subject: str, real: list[Table], model: dict[int, Words]) -> Result:
-    """Tables of two kinds, by mfn."""
+def compare_tables(
+    subject: str, real: list[Table], model: dict[int, Words], *, skip: range = XEN_SLOTS
+) -> Result:
+    """Tables of two kinds, by mfn.
+
+    :param skip: slots of an L4 table that are not compared
+    """
     result = Result(subject)
     missing, extra = {t.mfn for t in real} - model.keys(), model.keys() - {t.mfn for t in real}
     for what, mfns in (("only in the real boot", missing), ("only in the model", extra)):
@@ -169,8 +172,8 @@ def compare_tables(subject: str, real: list[Table], model: dict[int, Words]) -> 
             continue
         differ = table.words != model[table.mfn]
         if table.level == LEVELS:
-            differ[XEN_SLOTS.start : XEN_SLOTS.stop] = False
-        result.words += ENTRIES - (len(XEN_SLOTS) if table.level == LEVELS else 0)
+            differ[skip.start : skip.stop] = False
+        result.words += ENTRIES - (len(skip) if table.level == LEVELS else 0)
         for slot in np.flatnonzero(differ).tolist():
             wrong += 1
             if wrong <= _SHOWN:
@@ -325,17 +328,17 @@ def compare_frees(seen: Observation, result: StageResult) -> Result:
         if call.op == "update_va_mapping" and call.pfn is not None
     ]
     pairs = zip(_hex(model), _hex(real), strict=False)
-    return _result("memblock frees", 2 * len(real), pairs, len(model), len(real))
+    return compare_lines("memblock frees", 2 * len(real), pairs, len(model), len(real))
 
 
 def _hex(ranges: Iterable[tuple[int, int]]) -> list[str]:
     return [f"[{start:#x}, {end:#x})" for start, end in ranges]
 
 
-def _result(
+def compare_lines(
     subject: str, words: int, pairs: Iterable[tuple[str, str]], nr_model: int, nr_real: int
 ) -> Result:
-    """Of (model, real) in order."""
+    """Of (model, real), in order; and how many of them there are."""
     result = Result(subject, words)
     if nr_real != nr_model:
         result.differences.append(f"real {nr_real}, model {nr_model} of them")

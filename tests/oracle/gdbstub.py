@@ -34,6 +34,7 @@ class Registers(NamedTuple):
 
     rip: int
     rsp: int
+    rdi: int
     rsi: int
     cr3: int
 
@@ -82,7 +83,7 @@ class GdbStub:
         raw = bytes.fromhex(self._ask("g").decode())
         named = dict(zip(_NAMES, struct.unpack_from("<17Q", raw), strict=True))
         (cr3,) = struct.unpack_from("<Q", raw, _CR3_AT)
-        return Registers(named["rip"], named["rsp"], named["rsi"], cr3)
+        return Registers(named["rip"], named["rsp"], named["rdi"], named["rsi"], cr3)
 
     def close(self) -> None:
         """Leave QEMU alone."""

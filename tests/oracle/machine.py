@@ -3,7 +3,6 @@
 
 import mmap
 import os
-import random
 import re
 import struct
 import subprocess
@@ -14,7 +13,7 @@ from types import TracebackType
 from oracle.cases import Case, dom0_mem, nr_bytes
 from oracle.gdbstub import GdbStub, Registers
 from oracle.memory import Memory
-from oracle.packages import Software, UnavailableError, cache_folder, require
+from oracle.packages import Software, UnavailableError, cache_folder, require, run
 
 from xenpt.inputs.elf import PT_LOAD, Elf
 from xenpt.inputs.files import read_file
@@ -37,11 +36,22 @@ class BootEndedError(Exception):
 class Machine:
     """A running QEMU; leave the context to end it.
 
+    :param initrd: dom0's
+    :param plugin: the one that records hypercalls is there; QEMU 7.2's interface for it can fail
+        where a program of dom0 is stopped
     :ivar memory: its RAM
     :ivar trace_path: records of the hypercalls, complete when the context has been left
     """
 
-    def __init__(self, software: Software, case: Case, folder: Path) -> None:
+    def __init__(
+        self,
+        software: Software,
+        case: Case,
+        folder: Path,
+        *,
+        initrd: bytes | None = None,
+        plugin: bool = True,
+    ) -> None:
         require((QEMU, "qemu-system-x86"), ("cc", "gcc libc6-dev"))
         self._log_path, self.trace_path = folder / "serial.log", folder / "hypercalls.bin"
         self._end = time.monotonic() + case.seconds
@@ -51,7 +61,9 @@ class Machine:
         os.ftruncate(self._control_fd, 16)
         self._control = mmap.mmap(self._control_fd, 16)
         socket = folder / "gdb"
-        command = [*_command(software, case, folder, self.memory), *self._plugin(software)]
+        command = _command(software, case, folder, self.memory, initrd)
+        if plugin:
+            command += self._plugin(software)
         command += ["-gdb", f"unix:{socket},server=on,wait=off", "-S"]
         self._errors = open(folder / "qemu.err", "w+")  # noqa: SIM115 - closed with the machine
         self._qemu = subprocess.Popen(
@@ -95,11 +107,14 @@ class Machine:
         """
         self._gdb.breakpoint(vaddr, on=True)
         self._gdb.run()
-        while not self._gdb.stopped(1):
-            if over := _OVER.search(self.log):
-                raise BootEndedError(over[0])
-            if time.monotonic() > self._end:
-                raise BootEndedError(f"time is over, after: {self.log[-200:]!r}")
+        try:
+            while not self._gdb.stopped(1):
+                if over := _OVER.search(self.log):
+                    raise BootEndedError(over[0])
+                if time.monotonic() > self._end:
+                    raise BootEndedError(f"time is over, after: {self.log[-200:]!r}")
+        except EOFError:
+            raise BootEndedError(f"QEMU has ended, after: {self.log[-200:]!r}") from None
         registers = self._gdb.registers()
         if registers.rip != vaddr:
             raise BootEndedError(f"stopped at {registers.rip:#x}")
@@ -161,12 +176,13 @@ def xen_options(case: Case) -> str:
     return f"console=com1 com1=115200,8n1 loglvl=all guest_loglvl=all {size} {case.xen}"
 
 
-def _command(software: Software, case: Case, folder: Path, memory: Memory) -> list[str]:
+def _command(
+    software: Software, case: Case, folder: Path, memory: Memory, initrd: bytes | None
+) -> list[str]:
     modules = f"{software.linux} {linux_options(case)}".replace(",", ",,")
-    if case.initrd_bytes is not None:
-        initrd = folder / "initrd"
-        initrd.write_bytes(random.Random(case.initrd_bytes).randbytes(case.initrd_bytes))
-        modules += f",{initrd}"
+    if initrd is not None:
+        (folder / "initrd").write_bytes(initrd)
+        modules += f",{folder / 'initrd'}"
     ram = "memory-backend-file,id=ram,share=on,reserve=off"
     machine = "pc,memory-backend=ram"
     if case.below_4g:
@@ -188,7 +204,7 @@ def _compiled() -> str:
     library = cache_folder() / f"hypercalls-{version}.so"
     if not library.exists() or library.stat().st_mtime < _SOURCE.stat().st_mtime:
         options = "-O2", "-Wall", "-shared", "-fPIC", f"-DPLUGIN_VERSION={version}"
-        subprocess.run(["cc", *options, "-o", str(library), str(_SOURCE)], check=True)
+        run("cc", *options, "-o", str(library), str(_SOURCE))
     return str(library)
 
 

@@ -87,9 +87,13 @@ class Memory:
             vaddr, nr_bytes = vaddr + len(parts[-1]), nr_bytes - len(parts[-1])
         return b"".join(parts)
 
-    def tables(self, root: int) -> list[Table]:
+    def tables(self, root: int, *, levels: int = LEVELS, skip: range = XEN_SLOTS) -> list[Table]:
         """All table pages that CR3 `root` leads to, see `guest_tables`."""
-        return guest_tables(lambda mfn: self.words(mfn << PAGE_SHIFT, ENTRIES), root >> PAGE_SHIFT)
+
+        def words_of(mfn: int) -> Words:
+            return self.words(mfn << PAGE_SHIFT, ENTRIES)
+
+        return guest_tables(words_of, root >> PAGE_SHIFT, levels=levels, skip=skip)
 
     def close(self) -> None:
         """Free it."""
@@ -97,16 +101,29 @@ class Memory:
         os.close(self.fd)
 
 
-def guest_tables(words_of: Callable[[int], Words], root_mfn: int) -> list[Table]:
-    """All table pages of a guest, each once, the root first; Xen's own slots are not followed.
+def guest_tables(
+    words_of: Callable[[int], Words],
+    root_mfn: int,
+    *,
+    levels: int = LEVELS,
+    skip: range = XEN_SLOTS,
+) -> list[Table]:
+    """All table pages of a guest, each once, the root first.
 
     :param words_of: contents of a machine frame
+    :param levels: 4, or 3 for PAE
+    :param skip: slots of an L4 root that are not followed
     """
-    return list(_walk(words_of, root_mfn, LEVELS, 0, set()))
+    return list(_walk(words_of, root_mfn, levels, 0, skip, set()))
 
 
 def _walk(
-    words_of: Callable[[int], Words], mfn: int, level: int, vaddr: int, seen: set[int]
+    words_of: Callable[[int], Words],
+    mfn: int,
+    level: int,
+    vaddr: int,
+    skip: range,
+    seen: set[int],
 ) -> Iterator[Table]:
     if mfn in seen:
         return
@@ -118,13 +135,13 @@ def _walk(
     leaf = np.uint64(PTE_PSE if level < LEVELS else 0)
     present = (words & np.uint64(PTE_PRESENT) != 0) & (words & leaf == 0)
     for slot in np.flatnonzero(present).tolist():
-        if level == LEVELS and slot in XEN_SLOTS:
+        if level == LEVELS and slot in skip:
             continue
         below = vaddr + (slot << (PAGE_SHIFT + TABLE_SHIFT * (level - 1)))
         if level == LEVELS and slot >= ENTRIES // 2:
             below |= 0xFFFF << 48
         target = (int(words[slot]) & PTE_MFN_MASK) >> PAGE_SHIFT
-        yield from _walk(words_of, target, level - 1, below, seen)
+        yield from _walk(words_of, target, level - 1, below, skip, seen)
 
 
 def l1_of(tables: Mapping[int, Table], root_mfn: int, vaddr: int) -> int:

@@ -5,6 +5,7 @@ Points: entry (dom0's first instruction), setup (xen_setup_kernel_pagetable has 
 mid (just before and after the initial P->M list is freed), post (xen_remap_memory has returned).
 """
 
+import random
 import struct
 import tempfile
 import time
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from oracle.cases import Case
 from oracle.kallsyms import Symbols, read_kallsyms
 from oracle.machine import BootEndedError, Machine, linux_options
-from oracle.memory import Table, Words
+from oracle.memory import Memory, Table, Words
 from oracle.packages import Software, locked
 
 from xenpt.abi import (
@@ -120,7 +121,9 @@ def observe(case: Case, software: Software, kernel: Kernel, symbols: Symbols) ->
     seen = Observation(case, linux_options(case))
     with locked(), tempfile.TemporaryDirectory(prefix="xenpt-oracle-") as folder:
         started = time.monotonic()
-        with Machine(software, case, Path(folder)) as machine:
+        size = case.initrd_bytes
+        initrd = None if size is None else random.Random(size).randbytes(size)
+        with Machine(software, case, Path(folder), initrd=initrd) as machine:
             try:
                 _at_entry(machine, kernel, seen)
                 _run_stages(machine, symbols, seen)
@@ -152,11 +155,21 @@ def _at_entry(machine: Machine, kernel: Kernel, seen: Observation) -> None:
         nr = int(info["first_p2m_pfn"] + info["nr_p2m_frames"])
     held = memory.read_virtual(at.cr3, int(info["mfn_list"]), 8 * nr)
     seen.p2m = np.frombuffer(held, "<u8")
-    for table in seen.tables["entry"]:
-        element = _PAGE_INFO_AT + _PAGE_INFO_BYTES * table.mfn
-        raw = memory.read_virtual(at.cr3, element, _PAGE_INFO_BYTES)
-        seen.page_info[table.mfn] = struct.unpack_from("<2Q", raw, _COUNT_INFO_AT)
+    seen.page_info = page_info(memory, at.cr3, seen.tables["entry"])
     machine.record(_FROM_ENTRY, at.cr3)
+
+
+def page_info(memory: Memory, root: int, tables: list[Table]) -> dict[int, tuple[int, int]]:
+    """mfn of each table page -> (count_info, type_info) that Xen keeps of it.
+
+    :param root: any CR3 that Xen runs with
+    """
+    found = {}
+    for table in tables:
+        element = _PAGE_INFO_AT + _PAGE_INFO_BYTES * table.mfn
+        raw = memory.read_virtual(root, element, _PAGE_INFO_BYTES)
+        found[table.mfn] = struct.unpack_from("<2Q", raw, _COUNT_INFO_AT)
+    return found
 
 
 def _run_stages(machine: Machine, symbols: Symbols, seen: Observation) -> None:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Xen and Linux as packaged for this very machine, unpacked into a cache, not installed.
+"""Xen, its toolstack's library and Linux as packaged for this very machine, unpacked into a cache,
+not installed.
 
 The package lists are private to the cache, so nothing of the machine's own apt state is read as
 root or changed; a week later they are read again, and newer packages replace the old ones.
@@ -8,19 +9,24 @@ root or changed; a week later they are read again, and newer packages replace th
 import fcntl
 import gzip
 import json
+import lzma
 import os
 import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 _FRESH_SECONDS = 7 * 24 * 3600
 _KERNELS = "linux-image-amd64", "linux-image-generic"  # as Debian and as Ubuntu name the newest
 _HYPERVISOR = r"^xen-hypervisor-([0-9.]+)-amd64$"
+_TOOLSTACK = "libxen-dev"  # headers, and libxenguest by what it depends on
+_WEAKER = "recommends", "suggests", "conflicts", "breaks", "replaces", "enhances"
+_BOOT_FILES = "./boot/*", "./usr/lib/debug/*", "./*lib/modules/*/xen-privcmd.ko*"
 
 
 class UnavailableError(Exception):
@@ -41,6 +47,21 @@ class Software:
     xen_syms: str
     linux: str
     versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Toolstack:
+    """What to build guests with.
+
+    :ivar folder: headers and libraries, the C library's included, as they lie below /
+    :ivar versions: package name -> version
+    """
+
+    folder: str
+    versions: dict[str, str]
+
+
+_Kept = TypeVar("_Kept", Software, Toolstack)
 
 
 def cache_folder() -> Path:
@@ -71,30 +92,49 @@ def fetch() -> Software:
 
     :raises UnavailableError: no apt, another architecture, or the download failed
     """
+    return _held("software.json", Software, _download)
+
+
+def fetch_toolstack() -> Toolstack:
+    """The library with all that it needs, likewise.
+
+    :raises UnavailableError: as fetch()
+    """
+    return _held("toolstack.json", Toolstack, _download_toolstack)
+
+
+def privcmd_module(software: Software) -> bytes:
+    """Linux's module through which programs make hypercalls, unpacked.
+
+    :raises UnavailableError: it is not there, or not packed as Debian packs it
+    """
+    tree = Path(software.linux).parent.parent
+    found = sorted(tree.glob("**/xen-privcmd.ko*"))
+    if not found or found[0].suffix not in (".ko", ".xz"):
+        raise UnavailableError(f"no xen-privcmd.ko in {tree}: remove {cache_folder()}, run again")
+    content = found[0].read_bytes()
+    return lzma.decompress(content) if found[0].suffix == ".xz" else content
+
+
+def _held(name: str, kind: type[_Kept], download: Callable[[], _Kept]) -> _Kept:
+    """What is on record in the cache as `name`, or now downloaded."""
     with locked():
-        return _fetch()
-
-
-def _fetch() -> Software:
-    record = cache_folder() / "software.json"
-    held = Software(**json.loads(record.read_text("utf-8"))) if record.exists() else None
-    if held and time.time() - record.stat().st_mtime < _FRESH_SECONDS:
-        return held
-    try:
-        found = _download()
-    except UnavailableError:
-        if held is None:
-            raise
-        return held  # offline: what was good last week will do
-    record.write_text(json.dumps(asdict(found), indent=1), "utf-8")
-    return found
+        record = cache_folder() / name
+        held = kind(**json.loads(record.read_text("utf-8"))) if record.exists() else None
+        if held and time.time() - record.stat().st_mtime < _FRESH_SECONDS:
+            return held
+        try:
+            found = download()
+        except UnavailableError:
+            if held is None:
+                raise
+            return held  # offline: what was good last week will do
+        record.write_text(json.dumps(asdict(found), indent=1), "utf-8")
+        return found
 
 
 def _download() -> Software:
-    require(("apt-get", "apt"), ("dpkg-deb", "dpkg"))
-    if _run("dpkg", "--print-architecture").strip() != "amd64":
-        raise UnavailableError("Xen and Linux are looked for as amd64 packages of this machine")
-    _apt("apt-get", "-qq", "update")
+    _read_lists()
     hypervisors = _apt("apt-cache", "search", "--names-only", _HYPERVISOR).split("\n")
     names = [line.split()[0] for line in hypervisors if line]
     if not names:
@@ -111,6 +151,33 @@ def _download() -> Software:
     return Software(str(unpacked), str(syms), str(image), versions)
 
 
+def _download_toolstack() -> Toolstack:
+    _read_lists()
+    folder, partial = cache_folder() / "toolstack", cache_folder() / "partial"
+    without = (f"--no-{kind}" for kind in _WEAKER)
+    lines = _apt("apt-cache", "depends", "--recurse", *without, _TOOLSTACK).splitlines()
+    names = [line for line in lines if re.match(r"[a-z0-9]", line)]
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    _apt("apt-get", "-qq", "download", *names, cwd=partial)
+    versions = {}
+    for deb in sorted(partial.glob("*.deb")):
+        run("dpkg-deb", "--extract", str(deb), str(partial))
+        name, version = (_field(deb, field) for field in ("Package", "Version"))
+        versions[name] = version
+        deb.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    return Toolstack(str(folder), versions)
+
+
+def _read_lists() -> None:
+    require(("apt-get", "apt"), ("dpkg-deb", "dpkg"))
+    if run("dpkg", "--print-architecture").strip() != "amd64":
+        raise UnavailableError("Xen and Linux are looked for as amd64 packages of this machine")
+    _apt("apt-get", "-qq", "update")
+
+
 def _kernel_package() -> str:
     for name in _KERNELS:
         found = re.search(
@@ -122,11 +189,11 @@ def _kernel_package() -> str:
 
 
 def _unpack(package: str) -> Path:
-    """The package's files of /boot and its debugging symbols; older versions are dropped."""
+    """The package's files of _BOOT_FILES; older versions are dropped."""
     folder = cache_folder()
     _apt("apt-get", "-qq", "download", package, cwd=folder)
     deb = max(folder.glob(f"{package}_*.deb"), key=os.path.getmtime)
-    tree = folder / f"{package}_{_run('dpkg-deb', '--field', str(deb), 'Version').strip()}"
+    tree = folder / f"{package}_{_field(deb, 'Version')}"
     if not tree.is_dir():
         partial = folder / "partial"
         shutil.rmtree(partial, ignore_errors=True)
@@ -145,11 +212,15 @@ def _extract(deb: Path, folder: Path) -> None:
     command = ["dpkg-deb", "--fsys-tarfile", str(deb)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as archive:
         subprocess.run(
-            ["tar", "-x", "-C", str(folder), "--wildcards", "./boot/*", "./usr/lib/debug/*"],
+            ["tar", "-x", "-C", str(folder), "--wildcards", *_BOOT_FILES],
             stdin=archive.stdout,
             stderr=subprocess.DEVNULL,  # complains of a pattern that a package does not have
             check=False,
         )
+
+
+def _field(deb: Path, name: str) -> str:
+    return run("dpkg-deb", "--field", str(deb), name).strip()
 
 
 def _apt(program: str, *args: str, check: bool = True, cwd: Path | None = None) -> str:
@@ -163,10 +234,10 @@ def _apt(program: str, *args: str, check: bool = True, cwd: Path | None = None) 
         "APT::Sandbox::User": "root",  # the cache need not be readable for others
     }
     options = [f"-o{name}={value}" for name, value in settings.items()]
-    return _run(program, *options, *args, check=check, cwd=cwd)
+    return run(program, *options, *args, check=check, cwd=cwd)
 
 
-def _run(*command: str, check: bool = True, cwd: Path | None = None) -> str:
+def run(*command: str, check: bool = True, cwd: Path | None = None) -> str:
     """:raises UnavailableError: the command fails, with the last line that it said"""
     done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
     if check and done.returncode:

@@ -334,6 +334,19 @@ def test_toolstack_builds_a_guest_with_a_list_in_4k_pages(answer):
     assert booted["plan"]["warnings"] == []
 
 
+@pytest.mark.parametrize("command", ["plan", "boot", "cleanup"])
+def test_what_the_toolstack_gets_wrong_is_said_by_every_command(tmp_path, xenpt, command):
+    """SPEC C12: a list that reaches into Xen's slots is built, and is gone after the pin."""
+    kernel = tmp_path / "kernel.json"
+    facts = xenpt_api.default_kernel().as_dict() | {"init_p2m": 0x7FFFFFFF0000}
+    kernel.write_text(json.dumps(facts))
+    asked = (command, "512M", "--builder", "toolstack", "--kernel", str(kernel))
+    said = " ".join(xenpt(*asked)[1].split())
+    assert "warning: the P->M list lies in Xen's own address range: at the pin Xen puts" in said
+    ours = [line for line in xenpt(*asked)[1].splitlines() if not line.startswith("xc_dom_")]
+    assert max(map(len, ours)) <= 96
+
+
 @pytest.mark.parametrize(
     "options",
     [("--host", "2T"), ("--dom0-mem", "1G"), ("--p2m-leaf", "2m")],

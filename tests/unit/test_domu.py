@@ -86,6 +86,26 @@ def test_list_over_the_tables_hides_them_and_their_references():
     assert set((info["count_info"][~own] & 7).tolist()) == {2}
 
 
+def test_tables_of_a_list_inside_of_the_initial_mapping_are_read_only_there():
+    # domu-top-list: the mapping ends just at 2^64, and the list begins in it, behind the stack.
+    top = 0xFFFFFFFFFF000000
+    kernel = synthetic(segs=((0, 0xF71000),), VIRT_BASE=top, INIT_P2M=0x8000000000, MOD_START_PFN=1)
+    plan = plan_of(kernel, 0x4000)
+    domain = build_domu(plan, pinned=False)
+    data = plan.first_p2m_pfn
+    flags = [flags_at(domain, top + (pfn << 12)) for pfn in range(data + 31, data + 36)]
+    assert flags == [0x23, 0x21, 0x21, 0x21, 0x23]  # 32 pages of list, then its L3, L2 and L1
+    own = domain.page_info()["pfn"] >= data
+    assert set((domain.page_info()["count_info"][own] & 7).tolist()) == {3}  # one more than usual
+
+
+def test_a_kernel_in_xens_slots_keeps_its_root_which_nothing_maps():
+    plan = plan_of(synthetic(VIRT_BASE=0xFFFF800000000000))  # domu-xen-kernel
+    info = build_domu(plan).page_info()
+    assert info["count_info"].tolist() == [(1 << 63) + 3]
+    assert len(build_domu(plan, pinned=False).page_info()) == plan.nr_pt_frames
+
+
 def test_what_lies_in_xens_slots_is_replaced_by_the_pin():
     plan = plan_of(patched("INIT_P2M=0x7fffffff0000"), 512 * MIB)  # crosses into slot 256
     before, after = build_domu(plan, pinned=False), build_domu(plan)

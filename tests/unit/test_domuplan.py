@@ -186,7 +186,7 @@ def test_before_4_7_one_page_too_many_passes_the_check_and_fails_the_pin():
     kernel = synthetic()
     text = "not enough memory for initial mapping"
     assert plan_of(kernel, 0x17FE, "4.6.6").panic == f"count_pgtables: {text} (0x17ff > 0x17fe)"
-    pinned = "arch_setup_bootlate: pin_table failed (pfn 0x140f, rc=-1)"
+    pinned = "arch_setup_bootlate: pin_table failed (pfn 0x140f, rc=1)"
     assert plan_of(kernel, 0x17FF, "4.6.6").panic == pinned
     assert plan_of(kernel, 0x1800, "4.6.6").panic is None
     # Before 4.3 nothing looked at it (5bb2be127b).
@@ -338,6 +338,55 @@ def test_a_mapping_that_would_end_at_2_64_is_said_to_loop_for_ever(xen):
     assert plan_of(kernel, 0x4000, xen).panic.startswith("the toolstack never ends: ")
 
 
+TOP = 0xFFFFFFFFFF000000  # 16 MiB below 2^64, which takes 11 tables
+
+
+@pytest.mark.parametrize(("nr_pages", "is_built"), [(0xF50, False), (0xF51, True), (0xF52, False)])
+def test_a_mapping_that_fits_to_the_page_ends_at_2_64(nr_pages, is_built):
+    # Seen in `make oracle CASES=domu-top`: 0xf51 pages of kernel, 32 of list, 3 magic ones, 11
+    # tables, the stack and 128 more are all that there is.
+    plan = plan_of(synthetic(segs=((0, nr_pages * 4096),), VIRT_BASE=TOP), 0x4000)
+    assert (plan.panic is None) == is_built
+    if is_built:
+        assert plan.total == (TOP, 1 << 64)
+        assert plan.log[-1] == "xc_dom_build_image  : virt_pgtab_end : 0x0"
+        assert plan.warnings == ()
+        assert plan.nr_pt_frames == 11
+        assert plan.page_tables[0] == TOP + 0xF74000
+    else:
+        assert plan.panic.startswith("the toolstack never ends: ")
+
+
+def test_a_mapping_that_ends_at_2_64_leaves_what_follows_inside_of_it():
+    # domu-top-list: 0xf71 pages of kernel, 3 magic ones, 11 tables, the stack; no padding is taken.
+    kernel = outside(segs=((0, 0xF71000),), VIRT_BASE=TOP)
+    plan = plan_of(kernel, 0x4000, initrd=7)
+    assert (plan.mod_start, plan.first_p2m_pfn) == (0xF80, 0xF81)
+    assert len(plan.warnings) == 1
+    assert "the library forgets its padding" in plan.warnings[0]
+    inside = synthetic(segs=((0, 0xF51000),), VIRT_BASE=TOP)
+    assert "wraps at 2^64" in plan_of(inside, 0x4000, "4.6.6").panic
+
+
+@pytest.mark.parametrize(
+    ("base", "xen", "refused_by"),
+    [
+        (0x900000000000, "4.17.7", "vcpu_x86_64"),  # domu-no-address
+        (0x900000000000, "4.1.4", "launch_vm"),
+        (0x900000000000, "4.1.3", None),  # before 73db9f65da
+        (0x7FFFFEC00000, "4.17.7", "vcpu_x86_64"),  # the kernel ends at 2^47, behind it the stack
+        (0x7FFFFEC00000, "4.7.2", "vcpu_x86_64"),
+        (0x7FFFFEC00000, "4.7.1", None),  # before f3fa3abf3e
+        (0x7FFFFEC00000, "4.6.5", "launch_vm"),
+        (0x7FFFFEC00000, "4.6.4", None),
+    ],
+)
+def test_xen_takes_no_registers_that_are_no_addresses(base, xen, refused_by):
+    plan = plan_of(synthetic(VIRT_BASE=base), 64 * MIB, xen)
+    text = f"{refused_by}: SETVCPUCONTEXT failed (rc=-1)"
+    assert plan.panic == (text if refused_by else None)
+
+
 @pytest.mark.parametrize("base", [0xFFFF800000000000, 0x800000000000], ids=["b-xen", "b-noncanon"])
 def test_a_list_in_xens_slots_is_built_and_warned_of(base):
     plan = plan_of(patched(f"INIT_P2M={base:#x}"), 512 * MIB)
@@ -364,8 +413,19 @@ def test_segments_and_the_mapping_need_memory_behind_them():
         "xc_dom_boot_domU_map: failed to mmap domU pages 0x1000+0x400 "
         "[mmap, errno=22 (Invalid argument)]"
     )
-    assert with_hole(0x1700, 0x1710) == "bootlate_pv: pin_table failed (pfn 0x1403, rc=-1)"
+    assert with_hole(0x1400, 0x1401) == (  # start_info, domu-hole-start-info
+        "xc_dom_boot_domU_map: failed to mmap domU pages 0x1400+0x1 "
+        "[mmap, errno=22 (Invalid argument)]"
+    )
+    assert with_hole(0x1700, 0x1710) == "bootlate_pv: pin_table failed (pfn 0x1403, rc=1)"
     assert with_hole(0x2000, 0x3000) is None
+
+
+def test_before_4_7_a_segment_was_logged_before_it_was_mapped():
+    vnuma = [(0, 0x1100), (0x1200, 0x5000)]
+    assert plan_of(outside(), None, vnuma=vnuma).log == ()
+    (line,) = plan_of(outside(), None, "4.6.6", vnuma=vnuma).log
+    assert line.startswith("xc_dom_alloc_segment:   kernel       : 0xffffffff81000000 -> ")
 
 
 @pytest.mark.parametrize("vnuma", [[(5, 5)], [(0, 512), (100, 600)], [(512, 1024), (0, 512)]])

@@ -69,21 +69,23 @@ class Domain:
     def page_info(self) -> npt.NDArray[np.void]:
         """Reference counts and types of all table pages at entry (golden/README.md rule 13).
 
-        Pages that hold the P->M list's own tables are mapped nowhere and so have one reference
-        less; the root is pinned.
+        An entry that maps a table page is a reference; the root is pinned.
         """
         tables = expand(self.address_space.tables, tables=True)
         level, pfn = tables["level"], tables["pfn"]
         info = np.zeros(len(pfn), PAGE_INFO)
-        plan = self.plan
-        first, last = plan.first_p2m_pfn, plan.first_p2m_pfn + plan.nr_p2m_frames
-        mapped = ~((pfn >= first) & (pfn < last))
         root = level == level.max()
         info["pfn"] = pfn
-        info["count_info"] = np.uint64(abi.PGC_ALLOCATED + 2) + mapped.astype("<u8") + root
+        info["count_info"] = np.uint64(abi.PGC_ALLOCATED + 2) + self._nr_mappings(pfn) + root
         info["type_info"] = level * np.uint64(abi.PGT_L1_PAGE_TABLE) | np.uint64(abi.PGT_VALIDATED)
         info["type_info"] += np.where(root, np.uint64(abi.PGT_PINNED + 2), np.uint64(1))
         return info
+
+    def _nr_mappings(self, pfn: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+        """How many entries map each of these table pages; the list's own are mapped nowhere."""
+        plan = self.plan
+        first, last = plan.first_p2m_pfn, plan.first_p2m_pfn + plan.nr_p2m_frames
+        return ((pfn < first) | (pfn >= last)).astype(np.uint64)
 
     def violations(self) -> list[Violation]:
         """Every rule of Xen and of its builder that the domain breaks."""

@@ -8,6 +8,7 @@ and what Xen makes of the tables when their root is pinned (SPEC C6 to C9, C12, 
 import struct
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -58,13 +59,12 @@ class Domu(Domain):
         """
         return _place(self.plan) if self.given_p2m is None else self.given_p2m
 
-    def page_info(self) -> npt.NDArray[np.void]:
-        """As Domain.page_info(); a table page whose own entry was overwritten is mapped nowhere."""
-        info = super().page_info()
-        if hidden := overwritten(self.plan.maps):
-            first, last = ((vaddr - self.plan.maps[0].start) >> PAGE_SHIFT for vaddr in hidden)
-            info["count_info"] -= (info["pfn"] >= first) & (info["pfn"] < last)
-        return info
+    def _nr_mappings(self, pfn: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+        """Counted, as entries can be overwritten, or lie in a table that the pin drops."""
+        found = np.zeros(len(pfn), np.uint64)
+        for first, nr in self.address_space.leaves[["pfn", "nr"]].tolist():
+            found += (pfn >= first) & (pfn < first + nr)
+        return found
 
     def start_info(self) -> bytes:
         """The start_info page's structure, as the guest's word size lays it out (SPEC C8)."""
@@ -139,11 +139,14 @@ def build_domu(
 def _initial_mapping(plan: DomuPlan, pinned: bool) -> Mapping:
     """The first mapping, without the entries that the second one overwrites."""
     one = plan.maps[0]
-    first = one.tables[0].pfn
-    cuts = (0, first, first + one.nr_tables, ((one.last - one.start) >> PAGE_SHIFT) + 1)
+    nr_pages = ((one.last - one.start) >> PAGE_SHIFT) + 1
+    cuts = [0, nr_pages]
+    for each in plan.maps:  # the list's own tables are in it if that ends just at 2^64
+        first = min(each.tables[0].pfn, nr_pages)
+        cuts[-1:-1] = first, min(first + each.nr_tables, nr_pages)
     rows: list[Row] = []
-    for start, end, clear_flag in zip(cuts, cuts[1:], (0, abi.PTE_RW, 0), strict=False):
-        flags = _leaf_flags(plan, pinned) & ~clear_flag
+    for number, (start, end) in enumerate(pairwise(cuts)):
+        flags = _leaf_flags(plan, pinned) & ~(abi.PTE_RW if number % 2 else 0)
         rows += _rows(one.start + (start << PAGE_SHIFT), end - start, start, 0, flags)
     leaves = make_runs(rows)
     if hidden := overwritten(plan.maps):
