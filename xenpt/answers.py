@@ -10,7 +10,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from xenpt import sweepcommand, timing
+from xenpt import capacitycommand, sweepcommand, timing
 from xenpt.boottexts import (
     Freed,
     boot_report,
@@ -146,6 +146,12 @@ def sweep(options: Namespace) -> Answer:
         contents=sweepcommand.contents(found, form),
         written=partial(sweepcommand.finish, options),
     )
+
+
+def capacity(options: Namespace) -> Answer:
+    """`xenpt capacity`: where the memory of a host goes, and what is left of it."""
+    data, report, fits = capacitycommand.run(options, _guest_kernel(options), _rules(options))
+    return Answer(data, report, YES if fits else NO)
 
 
 def explain(options: Namespace) -> Answer:

@@ -32,6 +32,9 @@ QUESTIONS = {
         "cleanup": "what does freeing the initial P->M list cost?",
         "sweep": "how do the costs grow with memory?",
     },
+    "How much is left?": {
+        "capacity": "what is left of a host, and what limits it?",
+    },
     "What is in this file?": {
         "kernel": "what does this kernel ask of Xen? (ELF or bzImage)",
         "explain": "does this `xl dmesg` or Linux log agree with the model? why did it panic?",
@@ -42,6 +45,7 @@ QUESTIONS = {
 ARGUMENTS = {
     "kernel": "[FILE]",
     "sweep": "[SCENARIO.toml]",
+    "capacity": "[FLEET.toml]",
     "explain": "LOG",
     "diff": "A.json B.json",
 }
@@ -201,6 +205,8 @@ def parser() -> Parser:
             _add_system_map(command)
         elif name == "sweep":
             _add_sweep_options(command)
+        elif name == "capacity":
+            _add_capacity_options(command)
         elif name == "explain":
             command.add_argument("file", metavar="LOG", help="of Xen, Linux or both; - for stdin")
         elif name == "diff":
@@ -238,19 +244,7 @@ def _add_guest_options(command: Parser) -> None:
         help="largest page that maps the P->M list; auto: what the builder would use",
     )
     xen.add_argument("--initrd", metavar="FILE|BYTES", help="initial ramdisk, or just its length")
-    xen.add_argument(
-        "--linux",
-        metavar="PROFILE",
-        default="v6.1",
-        help="v4.1, seed, v4.3, v6.1 (default) or v6.12",
-    )
-    xen.add_argument(
-        "--rule",
-        metavar="NAME=VALUE",
-        action="append",
-        default=[],
-        help="one flag of the profile changed, as skip_empty_entries=no; may be repeated",
-    )
+    _add_linux_options(xen)
     host = command.add_argument_group("the host")
     host.add_argument("--host", metavar="SIZE", help="its memory")
     host.add_argument("--dom0-mem", metavar="SPEC", help="Xen's option, instead of MEMORY")
@@ -260,6 +254,56 @@ def _add_guest_options(command: Parser) -> None:
         default="flat",
         help="its memory map: one RAM entry (default), or a log that has the map",
     )
+
+
+def _add_linux_options(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
+        "--linux",
+        metavar="PROFILE",
+        default="v6.1",
+        help="v4.1, seed, v4.3, v6.1 (default) or v6.12",
+    )
+    group.add_argument(
+        "--rule",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="one flag of the profile changed, as skip_empty_entries=no; may be repeated",
+    )
+
+
+def _add_capacity_options(command: Parser) -> None:
+    command.add_argument(
+        "fleet",
+        metavar="FLEET.toml",
+        nargs="?",
+        help="a file with kinds of hosts, and the guests that they are to house",
+    )
+    host = command.add_argument_group("the host")
+    host.add_argument(
+        "--host", metavar="SIZES", help="its memory: 12T; or 1T..12T, 2T,6T: hosts to choose from"
+    )
+    host.add_argument("--e820", metavar="FILE", help="its memory map instead, from a log")
+    host.add_argument("--xen", metavar="VERSION", help="default: 4.17")
+    host.add_argument("--bigmem", action="store_true", help="Xen is built with CONFIG_BIGMEM")
+    dom0 = command.add_argument_group("dom0")
+    dom0.add_argument(
+        "--dom0-rule",
+        metavar="NAME|all",
+        help="whose rule sizes dom0: xenserver (default), xenserver-6, xcp-ng, oracle-vm, suse-11, "
+        "qubes, xen; all: a table of them",
+    )
+    dom0.add_argument("--dom0-mem", metavar="SPEC", help="or Xen's option itself")
+    _add_linux_options(dom0)
+    guests = command.add_argument_group("the guests")
+    guests.add_argument(
+        "--guests", metavar="NxSIZE", action="append", default=[], help="as 5x2T; may be repeated"
+    )
+    guests.add_argument(
+        "--type", metavar="LIST", help="pvh (default), pv, hvm; pv,pvh: one beside the other"
+    )
+    guests.add_argument("--vcpus", metavar="N", type=int, help="of each guest; default: 1")
+    _add_kernel_options(command)
 
 
 def _add_sweep_options(command: Parser) -> None:

@@ -284,7 +284,7 @@ def read_scenario(path: str | Path) -> list[Case]:
 
     :raises InputError: not TOML, an unknown key, a value of a wrong type or without meaning
     """
-    groups, common = _groups(Path(path))
+    groups, common = read_groups(Path(path), GROUPS)
     cases: list[Case] = []
     for position, group in enumerate(groups, 1):
         try:
@@ -294,15 +294,18 @@ def read_scenario(path: str | Path) -> list[Case]:
     return unique(cases)
 
 
-def _groups(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The groups of a scenario file, and what holds for all of them."""
+def read_groups(path: Path, table: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The groups [[table]] of a TOML file (one empty group without any), and what holds for all.
+
+    :raises InputError: not TOML, or something else of that name
+    """
     try:
         found = tomllib.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:  # of TOML, of UTF-8
         raise InputError(path, getattr(error, "strerror", None) or f"not TOML: {error}") from error
-    groups = found.pop(GROUPS, [{}])
+    groups = found.pop(table, [{}])
     if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
-        raise InputError(path, f"{GROUPS}: expected tables, [[{GROUPS}]]")
+        raise InputError(path, f"{table}: expected tables, [[{table}]]")
     return groups, found
 
 
