@@ -15,6 +15,7 @@ from typing import Any, Final
 from xenpt.abi import PAGE_SHIFT
 from xenpt.budget import Inside, Row, inside
 from xenpt.dom0size import HostMemory, host_memory
+from xenpt.domueras import OLDEST
 from xenpt.domuplan import plan_domu
 from xenpt.eras import Era, era_of
 from xenpt.errors import UsageError
@@ -23,7 +24,7 @@ from xenpt.inputs.kernel import Kernel, default_kernel
 from xenpt.limits import TIB_PAGES, Limit, guest_limits, host_limits, xen_frames
 from xenpt.linux import MAINLINE, LinuxRules
 from xenpt.plan import Plan, plan_dom0
-from xenpt.units import pages
+from xenpt.units import format_pages, pages
 from xenpt.vendors import (
     DOM0_RULES,
     GUEST_RULES,
@@ -110,7 +111,6 @@ class Capacity:
     def _host_rows(self) -> list[Row]:
         memory = self.memory
         ignored = self.nr_pages - memory.ram
-        own = memory.ram - memory.frame_table - memory.m2p - memory.available
         entry = 48 if self.host.bigmem else 32
         rule = self.dom0_rule
         tag, source = ("rule", rule.name) if rule else ("counted", "dom0_compute_nr_pages()")
@@ -119,7 +119,7 @@ class Capacity:
             Row("frame_table", f"frame table, {entry} B a page", memory.frame_table, "counted",
                 "init_frametable()"),
             Row("m2p", "M2P table, 8 B a page", memory.m2p, "counted", "paging_init()"),
-            Row("xen", "Xen's image, heap, tables", own, "measured", "4.17.7, 1 CPU"),
+            Row("xen", "Xen's image, heap, tables", memory.xen, "measured", "4.17.7, 1 CPU"),
             Row("dom0", "dom0", self.dom0.nr_pages, tag, source),
         ]  # fmt: skip
 
@@ -183,19 +183,13 @@ class Capacity:
 
     def kinds(self, group: GuestGroup) -> list["KindCost"]:
         """What one guest of this size costs as PV, PVH and HVM."""
-        plan = plan_domu(
-            self.dom0.image,
-            Host(xen=self.host.xen, superpages="4k"),
-            nr_pages=group.nr_pages,
-        )
-        return [
-            KindCost(
-                kind,
-                self.need(replace(group, kind=kind)),
-                inside(plan, self.rules) if kind == "pv" else None,
-            )
-            for kind in KINDS
-        ]
+        own = None
+        if self.era.version >= OLDEST:
+            builder = Host(xen=self.host.xen, superpages="4k")
+            plan = plan_domu(self.dom0.image, builder, nr_pages=group.nr_pages)
+            own = inside(plan, self.rules)
+        needs = {kind: self.need(replace(group, kind=kind)) for kind in KINDS}
+        return [KindCost(kind, needs[kind], own if kind == "pv" else None) for kind in KINDS]
 
     @cached_property
     def limits(self) -> tuple[Limit, ...]:
@@ -279,7 +273,8 @@ class KindCost:
     """What one guest costs as one kind.
 
     :ivar need: of the host, besides its memory
-    :ivar inside: a PV guest's own memory, counted; None for others, and if it does not boot
+    :ivar inside: a PV guest's own memory, counted; None for others, if it does not boot, and of a
+        toolstack that is not modelled
     """
 
     kind: str
@@ -312,7 +307,8 @@ def capacity(
     :param dom0_mem: Xen's option for dom0's size; or
     :param dom0_rule: name of the vendor's rule that sizes it, DEFAULT_RULE without either
     :param rules: the Linux in dom0 and in PV guests, whose kernel is `kernel`
-    :raises UsageError: no memory of the host; both dom0_mem and dom0_rule; a rule that is not known
+    :raises UsageError: no memory of the host, or less than Xen takes; both dom0_mem and dom0_rule;
+        a rule that is not known
     """
     if host.map is None:
         raise UsageError("give the host's memory: --host SIZE or --e820 FILE")
@@ -320,6 +316,10 @@ def capacity(
         raise UsageError("give dom0_mem or a rule for dom0, not both")
     whole, used = host_memory(host.map), _used(host)
     memory = host_memory(used.map or (), bigmem=host.bigmem)
+    kept = memory.frame_table + memory.m2p + memory.xen
+    if memory.ram < kept:
+        texts = format_pages(memory.ram), format_pages(kept)
+        raise UsageError(f"a host with {texts[0]} of RAM: Xen alone takes {texts[1]}")
     rule = None
     if dom0_mem is None:
         rule = DOM0_RULES.get(dom0_rule or DEFAULT_RULE)

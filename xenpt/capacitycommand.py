@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`xenpt capacity`: options -> the budget of one host, or what guests need of several kinds of it."""
+"""`xenpt capacity`: options -> the budget of one host, or of the hosts that guests would need."""
 
 from argparse import Namespace
 from typing import Any
@@ -7,7 +7,7 @@ from typing import Any
 from xenpt.capacity import GuestGroup, capacity, parse_guests
 from xenpt.capacitytexts import capacity_report, fleet_report
 from xenpt.errors import UsageError
-from xenpt.fleet import Option, fleet, read_fleet
+from xenpt.fleet import Dom0, Option, fleet, read_fleet
 from xenpt.inputs.config import Host, read_e820
 from xenpt.inputs.kernel import Kernel
 from xenpt.largest import largest_dom0
@@ -42,8 +42,8 @@ def _budget(
     options: Namespace, host: Host, guests: list[GuestGroup], kernel: Kernel, rules: LinuxRules
 ) -> Found:
     chosen, *others = (
-        capacity(host, kernel=kernel, rules=rules, guests=guests, **dom0)
-        for dom0 in _dom0s(options)
+        capacity(host, kernel=kernel, dom0_mem=dom0_mem, dom0_rule=rule, rules=rules, guests=guests)
+        for dom0_mem, rule in _dom0s(options)
     )
     # Xen may ignore some of the host's RAM; dom0's plan knows what is left.
     largest = largest_dom0(kernel, chosen.dom0.host, rules)
@@ -102,10 +102,10 @@ def _guests(options: Namespace) -> list[GuestGroup]:
     return [parse_guests(text, kind, vcpus) for kind in _kinds(options) for text in texts]
 
 
-def _dom0s(options: Namespace) -> list[dict[str, str | None]]:
-    """What sizes dom0; the chosen way first."""
+def _dom0s(options: Namespace) -> list[Dom0]:
+    """What sizes dom0; of all rules, the default one first."""
     if options.dom0_mem is not None and options.dom0_rule is not None:
         raise UsageError("--dom0-mem and --dom0-rule both size dom0: give one")
     if options.dom0_rule == ALL_RULES:
-        return [{"dom0_rule": name} for name in DOM0_RULES]
-    return [{"dom0_mem": options.dom0_mem, "dom0_rule": options.dom0_rule}]
+        return [(None, name) for name in DOM0_RULES]
+    return [(options.dom0_mem, options.dom0_rule)]

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from xenpt.abi import PAGE_SHIFT
 from xenpt.budget import Row
 from xenpt.capacity import Capacity, GuestGroup, KindCost
+from xenpt.dom0size import MAX_PAGES
 from xenpt.fleet import Option
 from xenpt.largest import LargestDom0
 from xenpt.report import BAD, GOOD, NOTE, TITLE, Line, Prose, Report, Table
@@ -35,7 +36,7 @@ def capacity_report(
     ]
     if by_rule:
         report += [Line(), *_rules_table(by_rule)]
-    report += [Line(), *_inside(found)]
+    report += _inside(found)
     for group in _alike(found):
         report += [Line(), *_kinds(group, found.kinds(group))]
     report += [Line(), *_largest(largest), *_limits(found)]
@@ -94,16 +95,17 @@ def _alike(found: Capacity) -> list[GuestGroup]:
 
 def _dom0_in_words(found: Capacity) -> str:
     option = found.dom0.guest.dom0_mem
-    way = f"dom0_mem={option}" if option is not None else "no dom0_mem"
+    way = f"by dom0_mem={option}" if option is not None else "without dom0_mem"
     rule = found.dom0_rule
-    why = f" as {rule.name} has it: {rule.text} ({rule.source})" if rule else ""
-    return f"Dom0 has {format_pages(found.dom0.nr_pages)} by {way}{why}."
+    why = f", the rule of {rule.name}: {rule.text} ({rule.source})" if rule else ""
+    return f"Dom0 has {format_pages(found.dom0.nr_pages)} {way}{why}."
 
 
 def _next_tib(found: Capacity) -> str:
     texts = {row.name: row.text.split(",")[0] for row in found.rows}
+    texts.setdefault("ignored", "that Xen does not use")
     gone = [
-        f"{format_pages(pages)} {texts.get(name, name)}"
+        f"{format_pages(pages)} {texts[name]}"
         for name, pages in found.next_tib.items()
         if pages and name != "left"
     ]
@@ -135,7 +137,7 @@ def _inside(found: Capacity) -> Report:
         return []
     cells = [(row.text, *_amount(row.pages, inside.nr_pages)) for row in inside.rows]
     title = f"Inside dom0, Linux {found.rules.name}, counted"
-    report: Report = [Table((title, "pages", "GiB", "%"), cells)]
+    report: Report = [Line(), Table((title, "pages", "GiB", "%"), cells)]
     if inside.boot_pages:
         text = f"Until it is copied: {format_pages(inside.boot_pages)} for the initial P->M list."
         report.append(Prose(text, NOTE, indent="  "))
@@ -194,10 +196,13 @@ def _largest(largest: Iterable[LargestDom0]) -> Report:
     for each in largest:
         note = "with" if each.init_p2m else "without"
         size = f"{each.nr_pages:,} pages = {format_pages(each.nr_pages)}"
-        clipped = ", clipped," if each.clipped else ""
-        default = f"{each.default_pages:,} = {format_pages(each.default_pages)}{clipped}"
+        default = f"{each.default_pages:,} = {format_pages(each.default_pages)}"
+        if each.clipped:
+            default += " (clipped)"
         ends = f"panics: {each.default_panic}" if each.default_panic else "boots"
-        text = f"{note} INIT_P2M: {size}; without dom0_mem it gets {default} and {ends}."
+        if each.default_pages > MAX_PAGES:
+            ends = "would be too large for one domain"
+        text = f"{note} INIT_P2M: {size}; without dom0_mem it gets {default} and {ends}"
         report.append(Prose(f"  {text}", indent="    "))
     return report
 
@@ -238,8 +243,9 @@ def fleet_report(options: Sequence[Option]) -> Report:
 
 
 _FLEET_NOTE = (
-    "Of a full host: what is neither guests' memory nor left, its share of the host, and what is "
-    "left. Frame table and M2P are counted; dom0 and paging pools are by rule."
+    "A host takes so many guests, all of them so many hosts, with so much RAM. Of a full host: what "
+    "is neither guests' memory nor left, its share, and what is left. Frame table and M2P are "
+    "counted; dom0 and paging pools are by rule."
 )
 
 
@@ -253,16 +259,19 @@ def _grouped(options: Iterable[Option]) -> dict[tuple[str, str], list[Option]]:
 
 
 def _fleet_table(options: Iterable[Option]) -> Table:
-    header = ("host", "dom0", "as", "a host", "hosts", "RAM in all", "overhead", "%", "left")
+    header = (
+        "host", "dom0 by", "as", "dom0", "a host", "hosts", "in all", "overhead", "%", "left",
+    )  # fmt: skip
     cells, styles = [], []
     for option in options:
         full, nr_hosts = option.full, option.nr_hosts
         whole = ABSENT if nr_hosts is None else format_pages(nr_hosts * full.nr_pages)
         cells.append(
             (
-                format_pages(full.nr_pages),
-                "panics" if full.dom0.panic else format_pages(full.dom0.nr_pages),
+                format_pages(full.nr_pages) + (", BIGMEM" if full.host.bigmem else ""),
+                full.dom0_rule.name if full.dom0_rule else str(full.dom0.guest.dom0_mem),
                 IN_WORDS[option.guests.kind],
+                "panics" if full.dom0.panic else format_pages(full.dom0.nr_pages),
                 f"{option.per_host:,}",
                 ABSENT if nr_hosts is None else f"{nr_hosts:,}",
                 whole,
@@ -272,4 +281,4 @@ def _fleet_table(options: Iterable[Option]) -> Table:
             )
         )
         styles.append("" if option.per_host else BAD)
-    return Table(header, cells, styles=styles)
+    return Table(header, cells, nr_left=3, styles=styles)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The same guests on other hosts, as another kind, beside another dom0: how many hosts does it take?
+"""The same guests on other hosts, of another kind, beside another dom0: how many hosts?
 
 A fleet file (TOML) has groups of hosts; each key is one value or a list of them, and every
 combination is one option. Keys before the first group hold for all of them.
@@ -20,6 +20,7 @@ from xenpt.linux import LinuxRules
 from xenpt.scenario import parse_sizes, read_groups
 
 HOSTS: Final = "hosts"  # the TOML table of a group
+Dom0 = tuple[str | None, str | None]  # dom0_mem, or the name of a rule, or neither
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Option:
 def fleet(
     hosts: Sequence[Host],
     guests: Sequence[GuestGroup],
-    dom0s: Sequence[dict[str, str | None]],
+    dom0s: Sequence[Dom0],
     *,
     kernel: Kernel,
     rules: LinuxRules,
@@ -86,12 +87,16 @@ def fleet(
 ) -> list[Option]:
     """Every combination: each of `guests` is the whole fleet's once more.
 
-    :param dom0s: dom0_mem or dom0_rule of each, as `capacity` takes them
+    :param dom0s: what sizes dom0, as `capacity` takes it
     :raises UsageError: as `capacity`
     """
     return [
-        Option(name, capacity(host, kernel=kernel, rules=rules, **dom0), group)
-        for host, dom0, group in product(hosts, dom0s, guests)
+        Option(
+            name,
+            capacity(host, kernel=kernel, dom0_mem=dom0_mem, dom0_rule=rule, rules=rules),
+            group,
+        )
+        for host, (dom0_mem, rule), group in product(hosts, dom0s, guests)
     ]
 
 
@@ -166,10 +171,10 @@ def _group_options(
         parse_guests(text, kind, vcpus)
         for text, kind, vcpus in product(given["guests"], given["type"], given["vcpus"])
     ]
-    dom0s = [{"dom0_mem": text} for text in given["dom0_mem"]]
-    dom0s += [{"dom0_rule": name} for name in given["dom0_rule"]]
+    dom0s: list[Dom0] = [(text, None) for text in given["dom0_mem"]]
+    dom0s += [(None, rule) for rule in given["dom0_rule"]]
     name = ", ".join(given["name"])
-    return fleet(hosts, guests, dom0s or [{}], kernel=kernel, rules=rules, name=name)
+    return fleet(hosts, guests, dom0s or [(None, None)], kernel=kernel, rules=rules, name=name)
 
 
 def _values(key: str, given: list[object]) -> list[Any]:

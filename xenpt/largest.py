@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The largest dom0 that boots on a host, with and without INIT_P2M: found by search, not by formula.
+"""The largest dom0 that boots on a host, with and without INIT_P2M: by search over the model.
 
 Xen's plan of each size that is tried says whether it builds; the result is built and booted.
 """

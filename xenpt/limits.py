@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Sizes of hosts and guests that something of the real thing does not go beyond, each with its source.
+"""Sizes that Xen, its toolstack or Linux do not go beyond, each with its source.
 
-They are limits of Xen, its toolstack and Linux that no page table shows; those that a plan or a
-boot runs into are theirs to tell (`beyond`).
+They are limits that no page table shows; those that a plan or a boot runs into are theirs to tell.
 """
 
 from collections.abc import Iterator

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Rules of others, as they state them: how much memory dom0 gets, what a guest costs besides its own.
+"""Rules of others, as they state them: how much dom0 gets, what a guest costs besides its memory.
 
 A rule for dom0 is the dom0_mem option that its vendor writes, so that Xen's own arithmetic decides
-what comes of it. The rules disagree with each other, and no model here depends on one of them; what
-libxl asks for is the exception: it is what `xl` does.
+what comes of it. The rules disagree with each other. What libxl takes for a guest is what a host
+with `xl` really gives, and so part of every budget; the others are only shown beside it.
 """
 
 from collections.abc import Callable
