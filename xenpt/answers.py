@@ -237,6 +237,7 @@ def _panicked_boot(planned: Plan) -> dict[str, Any]:
         "stages": [],
         "cleanup": None,
         "memblock": {"setup": None, "cleanup": None},
+        "moves": None,
         "beyond": planned.beyond,
         "warnings": [],
     }

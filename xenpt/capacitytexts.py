@@ -68,7 +68,11 @@ def _budget_table(rows: Sequence[Row], nr_pages: int) -> Table:
 
 
 def _amount(pages: int, whole: int) -> tuple[str, str, str]:
-    return f"{pages:,}", f"{pages / GIB_PAGES:,.2f}", f"{100 * pages / whole:.2f}"
+    return f"{pages:,}", _gib(pages), f"{100 * pages / whole:.2f}"
+
+
+def _gib(pages: int) -> str:
+    return f"{pages / GIB_PAGES:,.2f}"
 
 
 def _verdict(found: Capacity) -> Report:
@@ -111,7 +115,7 @@ def _next_tib(found: Capacity) -> str:
     ]
     left = found.next_tib["left"]
     text = f"One more TiB of RAM: {', '.join(gone)}; {format_pages(left)} left"
-    for group in _alike(found)[:1]:
+    for group in _alike(found)[:1] if left else []:
         largest = format_pages(found.largest_guest(left, group))
         text += f", enough for one {IN_WORDS[group.kind]} guest of {largest}"
     return text + "."
@@ -122,13 +126,14 @@ def _rules_table(by_rule: Iterable[Capacity]) -> Report:
     for each in by_rule:
         rule = each.dom0_rule
         if rule is not None:
-            size = "panics" if each.dom0.panic else format_pages(each.dom0.nr_pages)
-            left = format_pages(each.left)
-            cells.append((rule.name, each.dom0.guest.dom0_mem or ABSENT, size, left))
+            size = "panics" if each.dom0.panic else _gib(each.dom0.nr_pages)
+            option = each.dom0.guest.dom0_mem or ABSENT
+            cells.append((rule.name, option, size, _gib(each.left)))
             sources.append(
                 Prose(f"  {rule.name}: {rule.text} ({rule.source})", NOTE, indent="    ")
             )
-    return [Table(("rule for dom0", "dom0_mem", "dom0", "left"), cells, nr_left=2), *sources]
+    header = ("rule for dom0", "dom0_mem", "dom0, GiB", "left, GiB")
+    return [Table(header, cells, nr_left=2), *sources]
 
 
 def _inside(found: Capacity) -> Report:
@@ -243,8 +248,8 @@ def fleet_report(options: Sequence[Option]) -> Report:
 
 
 _FLEET_NOTE = (
-    "A host takes so many guests, all of them so many hosts, with so much RAM. Of a full host: what "
-    "is neither guests' memory nor left, its share, and what is left. Frame table and M2P are "
+    "A host takes so many guests, all of them so many hosts, with so much RAM. Of a full host: "
+    "what is neither guests' memory nor left, its share, and what is left. Frame table and M2P are "
     "counted; dom0 and paging pools are by rule."
 )
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from xenpt import output
+from xenpt.capacityoptions import add_capacity_options
 from xenpt.errors import StoppedError, UsageError, XenptError
 from xenpt.report import coloured, plain
 
@@ -206,7 +207,9 @@ def parser() -> Parser:
         elif name == "sweep":
             _add_sweep_options(command)
         elif name == "capacity":
-            _add_capacity_options(command)
+            add_capacity_options(command)
+            _add_linux_options(command.add_argument_group("Linux in dom0 and in PV guests"))
+            _add_kernel_options(command)
         elif name == "explain":
             command.add_argument("file", metavar="LOG", help="of Xen, Linux or both; - for stdin")
         elif name == "diff":
@@ -270,40 +273,6 @@ def _add_linux_options(group: argparse._ActionsContainer) -> None:
         default=[],
         help="one flag of the profile changed, as skip_empty_entries=no; may be repeated",
     )
-
-
-def _add_capacity_options(command: Parser) -> None:
-    command.add_argument(
-        "fleet",
-        metavar="FLEET.toml",
-        nargs="?",
-        help="a file with kinds of hosts, and the guests that they are to house",
-    )
-    host = command.add_argument_group("the host")
-    host.add_argument(
-        "--host", metavar="SIZES", help="its memory: 12T; or 1T..12T, 2T,6T: hosts to choose from"
-    )
-    host.add_argument("--e820", metavar="FILE", help="its memory map instead, from a log")
-    host.add_argument("--xen", metavar="VERSION", help="default: 4.17")
-    host.add_argument("--bigmem", action="store_true", help="Xen is built with CONFIG_BIGMEM")
-    dom0 = command.add_argument_group("dom0")
-    dom0.add_argument(
-        "--dom0-rule",
-        metavar="NAME|all",
-        help="whose rule sizes dom0: xenserver (default), xenserver-6, xcp-ng, oracle-vm, suse-11, "
-        "qubes, xen; all: a table of them",
-    )
-    dom0.add_argument("--dom0-mem", metavar="SPEC", help="or Xen's option itself")
-    _add_linux_options(dom0)
-    guests = command.add_argument_group("the guests")
-    guests.add_argument(
-        "--guests", metavar="NxSIZE", action="append", default=[], help="as 5x2T; may be repeated"
-    )
-    guests.add_argument(
-        "--type", metavar="LIST", help="pvh (default), pv, hvm; pv,pvh: one beside the other"
-    )
-    guests.add_argument("--vcpus", metavar="N", type=int, help="of each guest; default: 1")
-    _add_kernel_options(command)
 
 
 def _add_sweep_options(command: Parser) -> None:

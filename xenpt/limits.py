@@ -61,12 +61,11 @@ def host_limits(host: Host, era: Era, ram_pages: int, end_frame: int) -> Iterato
     frames = xen_frames(host, era)
     yield Limit("frames that Xen uses", frames, f"Xen: setup_max_pdx(), {source}", end_frame)
     if era.version >= (4, 17, 0):
-        supported = 12 * TIB_PAGES
         source = "SUPPORT.md, Physical Memory (8dac2928c2)"
-    else:
-        supported = 8 * TIB_PAGES
-        source = "SUPPORT.md after XSA-385 (c49ee0329f)"
-    yield Limit("pages of RAM with security support", supported, source, ram_pages)
+        yield Limit("pages of RAM with security support", 12 * TIB_PAGES, source, ram_pages)
+    elif era.version >= (4, 10, 0):
+        source = "SUPPORT.md of xen.git after XSA-385 (c49ee0329f), before 4.17"
+        yield Limit("pages of RAM with security support", 8 * TIB_PAGES, source, ram_pages)
     if (4, 3, 0) <= era.version < (4, 19, 0) and not host.bigmem:
         source = "Xen: beyond it, BUG() in free_heap_pages() without 64d32b75e6 (4.19)"
         yield Limit("frames that Xen starts with", frames, source, end_frame)

@@ -63,7 +63,7 @@ DOM0_RULES: Final = {
     for rule in (
         Dom0Rule(
             "xenserver",
-            "1 GiB + 5 %, at most 8 GiB",
+            "1 GiB + 5%, at most 8 GiB",
             "docs.xenserver.com, Memory usage (Citrix Hypervisor 8, XenServer 8)",
             lambda mib: _fixed(min(1024 + mib * 5 // 100, 8192)),
         ),
@@ -81,7 +81,7 @@ DOM0_RULES: Final = {
         ),
         Dom0Rule(
             "oracle-vm",
-            "502 MiB + 2.05 %",
+            "502 MiB + 2.05%",
             "Oracle VM Server: dom0_mem = 502 + int(physical_mem * 0.0205)",
             lambda mib: f"{502 + mib * 205 // 10000}M",
         ),

@@ -30,7 +30,7 @@ ROWS = (
     ("",),  # xenpt/__init__.py: the names that a user imports
     (
         "report", "texts", "boottexts", "sweeptexts", "capacitytexts", "logtexts", "sweepcommand",
-        "capacitycommand", "answers", "cli", "__main__",
+        "capacitycommand", "capacityoptions", "answers", "cli", "__main__",
     ),
 )
 # fmt: on

@@ -29,6 +29,7 @@ def test_support_md_ends_at_12_tib():
     assert passed_of_host("4.17", 12) == {}
     assert passed_of_host("4.17", 13) == {SUPPORT: 12 * TIB}
     assert passed_of_host("4.14", 12) == {SUPPORT: 8 * TIB}  # XSA-385
+    assert SUPPORT not in passed_of_host("4.9", 12)  # no SUPPORT.md yet
 
 
 def test_16_tib_without_bigmem_and_123_with():

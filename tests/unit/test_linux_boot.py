@@ -177,8 +177,9 @@ def test_the_seed_uses_500_gib_of_a_larger_domain_and_says_so():
 def test_a_boot_is_json_ready_and_its_counts_add_up():
     boot = Boot(domain(GIB)).run()
     shown = boot.as_dict()
-    keys = ["verdict", "panic", "plan", "stages", "cleanup", "memblock", "beyond", "warnings"]
-    assert list(shown) == keys
+    assert list(shown) == [
+        "verdict", "panic", "plan", "stages", "cleanup", "memblock", "moves", "beyond", "warnings",
+    ]  # fmt: skip
     assert shown["verdict"] == "boots"
     assert set(shown["memblock"]) == {"setup", "cleanup"}
     for stage in shown["stages"]:
@@ -326,3 +327,11 @@ def test_struct_pages_without_room_are_no_panic_of_linux(rules):
     e820 = [Ram(0, 160 << 20), Ram(4 << 30, 20 << 30)]
     with pytest.raises(NotModelled, match="struct pages of 82 sections"):
         Boot(domain(GIB), rules=rules, e820=e820).run()
+
+
+def test_moves_are_known_after_the_stage_that_makes_them():
+    boot = Boot(domain(GIB))
+    assert set(boot.moves.values()) == {None}
+    assert boot.run_to(Stage.MEMORY_SETUP).moves["remapped_pages"] == 0
+    assert boot.moves["list_area_bytes"] is None
+    assert boot.run().moves["list_area_bytes"] == 1 << 30  # the hotplug limit, 512 GiB
