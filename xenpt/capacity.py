@@ -288,8 +288,7 @@ class KindCost:
             "slack": self.need.slack,
             "asked": self.need.asked,
             "pv_pages": self.inside.pv_pages if self.inside else None,
-            "boot_pages": self.inside.boot_pages if self.inside else None,
-            "hypercalls": self.inside.hypercalls if self.inside else None,
+            "inside": self.inside.as_dict() if self.inside else None,
         }
 
 

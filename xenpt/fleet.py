@@ -17,7 +17,7 @@ from xenpt.errors import InputError, UsageError, XenptError
 from xenpt.inputs.config import Host, read_e820
 from xenpt.inputs.kernel import Kernel
 from xenpt.linux import LinuxRules
-from xenpt.scenario import parse_sizes, read_groups
+from xenpt.scenario import a_bool, a_text, parse_sizes, read_groups, values_of
 
 HOSTS: Final = "hosts"  # the TOML table of a group
 Dom0 = tuple[str | None, str | None]  # dom0_mem, or the name of a rule, or neither
@@ -118,18 +118,6 @@ def read_fleet(path: str | Path, *, kernel: Kernel, rules: LinuxRules) -> list[O
     return found
 
 
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise UsageError(f"{value!r}: expected a text in quotes")
-    return value
-
-
-def _bool(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise UsageError(f"{value!r}: expected true or false")
-    return value
-
-
 def _number(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise UsageError(f"{value!r}: expected a number")
@@ -138,15 +126,15 @@ def _number(value: object) -> int:
 
 #: Keys of a group, what one value becomes, and the values where the key is not given.
 _KEYS: Final[dict[str, tuple[Callable[[object], Any], list[Any]]]] = {
-    "name": (_text, [""]),
-    "host": (lambda value: parse_sizes(_text(value)), []),
-    "e820": (_text, []),
-    "xen": (_text, ["4.17"]),
-    "bigmem": (_bool, [False]),
-    "dom0_mem": (_text, []),
-    "dom0_rule": (_text, []),
-    "guests": (_text, []),
-    "type": (_text, ["pvh"]),
+    "name": (a_text, [""]),
+    "host": (lambda value: parse_sizes(a_text(value)), []),
+    "e820": (a_text, []),
+    "xen": (a_text, ["4.17"]),
+    "bigmem": (a_bool, [False]),
+    "dom0_mem": (a_text, []),
+    "dom0_rule": (a_text, []),
+    "guests": (a_text, []),
+    "type": (a_text, ["pvh"]),
     "vcpus": (_number, [1]),
 }
 
@@ -158,7 +146,7 @@ def _group_options(
     for key, value in group.items():
         if key not in _KEYS:
             raise UsageError(f"unknown key {key!r}: expected {', '.join(_KEYS)}")
-        given[key] = _values(key, value if isinstance(value, list) else [value])
+        given[key] = values_of(key, _KEYS[key][0], value if isinstance(value, list) else [value])
     maps = [{"memory": nr_pages} for nr_pages in given["host"]]
     maps += [{"e820": read_e820(folder / name)} for name in given["e820"]]
     if not maps or not given["guests"]:
@@ -175,14 +163,3 @@ def _group_options(
     dom0s += [(None, rule) for rule in given["dom0_rule"]]
     name = ", ".join(given["name"])
     return fleet(hosts, guests, dom0s or [(None, None)], kernel=kernel, rules=rules, name=name)
-
-
-def _values(key: str, given: list[object]) -> list[Any]:
-    values: list[Any] = []
-    try:
-        for item in given:
-            value = _KEYS[key][0](item)
-            values += value if isinstance(value, list) else [value]
-    except UsageError as error:
-        raise UsageError(f"{key}: {error}") from error
-    return values

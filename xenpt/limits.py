@@ -68,7 +68,7 @@ def host_limits(host: Host, era: Era, ram_pages: int, end_frame: int) -> Iterato
         yield Limit("pages of RAM with security support", 8 * TIB_PAGES, source, ram_pages)
     if (4, 3, 0) <= era.version < (4, 19, 0) and not host.bigmem:
         source = "Xen: beyond it, BUG() in free_heap_pages() without 64d32b75e6 (4.19)"
-        yield Limit("frames that Xen starts with", frames, source, end_frame)
+        yield Limit("frames that Xen boots with", frames, source, end_frame)
 
 
 def guest_limits(nr_pages: int, kind: str, era: Era, rules: LinuxRules) -> Iterator[Limit]:

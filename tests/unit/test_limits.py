@@ -40,9 +40,9 @@ def test_16_tib_without_bigmem_and_123_with():
 
 
 def test_xen_before_4_19_dies_of_ram_that_it_cannot_use():
-    assert "frames that Xen starts with" in passed_of_host("4.18", 16)
-    assert "frames that Xen starts with" not in passed_of_host("4.19", 16)
-    assert "frames that Xen starts with" not in passed_of_host("4.2", 16)
+    assert "frames that Xen boots with" in passed_of_host("4.18", 16)
+    assert "frames that Xen boots with" not in passed_of_host("4.19", 16)
+    assert "frames that Xen boots with" not in passed_of_host("4.2", 16)
 
 
 def test_a_sparse_map_is_limited_by_where_it_ends():
