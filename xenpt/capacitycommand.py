@@ -93,11 +93,13 @@ def _hosts(options: Namespace) -> list[Host]:
 
 
 def _kinds(options: Namespace) -> list[str]:
-    return (options.type or "pvh").split(",")
+    return ["pvh"] if options.type is None else options.type.split(",")
 
 
 def _guests(options: Namespace) -> list[GuestGroup]:
     texts = [text for given in options.guests for text in given.split(",")]
+    if not texts and (options.type is not None or options.vcpus is not None):
+        raise UsageError("--type and --vcpus say what guests are like: give --guests, too")
     vcpus = 1 if options.vcpus is None else options.vcpus
     return [parse_guests(text, kind, vcpus) for kind in _kinds(options) for text in texts]
 

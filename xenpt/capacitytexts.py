@@ -27,7 +27,7 @@ def capacity_report(
     :param by_rule: the same host with dom0 by each vendor's rule, or nothing
     """
     report: Report = [
-        Line(_title(found), TITLE),
+        Prose(_title(found), TITLE, indent="  "),
         _budget_table(found.rows, found.nr_pages),
         Line(),
         *_verdict(found),
@@ -88,7 +88,7 @@ def _verdict(found: Capacity) -> Report:
     for group in _alike(found):
         largest = format_pages(found.largest_guest(found.left, group))
         text = f"room for {found.room(group):,} more like them, or for one of {largest}"
-        report.append(Line(f"{_group(group)} fit, with {text}.", GOOD))
+        report.append(Prose(f"{_group(group)} fit, with {text}.", GOOD))
     return report
 
 

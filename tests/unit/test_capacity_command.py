@@ -98,6 +98,8 @@ def test_rules_side_by_side(xenpt):
         (("--host", "1T", "--guests", "x"), "guests 'x'"),
         (("--host", "1T", "--guests", "1x1G", "--type", "kvm"), "guest type 'kvm'"),
         (("--host", "1T", "--guests", "1x1G", "--vcpus", "0"), "one vCPU"),
+        (("--host", "1T", "--type", "pv"), "give --guests, too"),
+        (("--host", "1T", "--guests", "1x1G", "--type", ""), "guest type ''"),
         (("--host", "1T,2T"), "one group of guests"),
         (("--host", "1T,2T", "--guests", "1x1G,2x2G"), "one group of guests"),
         (("--host", "1T", "--bigmem", "--xen", "4.2"), "no CONFIG_BIGMEM"),

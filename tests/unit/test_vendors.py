@@ -3,6 +3,7 @@
 
 import pytest
 
+from xenpt.capacity import DEFAULT_RULE
 from xenpt.eras import era_of
 from xenpt.inputs.config import parse_dom0_mem
 from xenpt.vendors import DOM0_RULES, GUEST_RULES, KINDS, libxl_need
@@ -42,6 +43,10 @@ def test_dom0_mem_by_rule(rule, gib, option):
     assert DOM0_RULES[rule].dom0_mem(gib << 10) == option
     if option is not None:
         parse_dom0_mem(option)
+
+
+def test_default_rule_is_the_first_of_all():
+    assert next(iter(DOM0_RULES)) == DEFAULT_RULE
 
 
 def test_xenserver_6_counts_what_xen_keeps_back():
