@@ -123,7 +123,7 @@ def _rows(nr_pages: int, after: dict[Stage, BootState], linux: str) -> list[Row]
     )
     rows = [Row(name, text, pages, "counted", linux) for name, text, pages in counts if pages]
     left = nr_pages - sum(row.pages for row in rows)
-    return [*rows, Row("left", "left to its programs", left, "rest", linux)]
+    return [*rows, Row("left", "left to Linux and its programs", left, "rest", linux)]
 
 
 def _reserved(state: BootState) -> int:

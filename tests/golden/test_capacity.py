@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Budgets of hosts against what real Xen gave to dom0, and refused."""
 
+import re
 from dataclasses import replace
 
 import goldendata
+import pytest
 
 from xenpt.capacity import capacity
 from xenpt.inputs.config import Host, parse_e820
@@ -64,3 +66,23 @@ def test_one_page_more_than_the_largest_is_refused():
     over = capacity(host, kernel=kernel, dom0_mem=f"{found.nr_pages * 4 + 4}K")
     assert fits.fits
     assert over.dom0.panic == "Not enough RAM for domain 0 allocation"
+
+
+@pytest.mark.parametrize(
+    "name", ["c1g", "m2g", "m4g", "m8g", "m32g", "m256g", "m520g-full", "c8g-relocate"]
+)
+def test_what_dom0_holds_is_what_linux_counts(name):
+    """Its line `Memory: 1K/2K available (..., 3K reserved)`, printed when memblock hands over."""
+    text = goldendata.log(name)
+    size = goldendata.facts(name)["options"]["dom0_mem"].split(",")[0]
+    found = capacity(Host(e820=map_of(name)), dom0_mem=f"{size},max:{size}").inside
+    rows = {row.name: row.pages for row in found.rows}
+    line = re.search(r"Memory: \d+K/(\d+)K available.* (\d+)K reserved", text)
+    ram, reserved = (int(kib) // 4 for kib in line.groups())
+    assert found.nr_pages - rows["unused"] == ram
+    held = ram - rows["left"]
+    hashes = re.findall(r"(?:Dentry|Inode)-?.* hash table entries: .* (\d+) bytes", text)
+    swiotlb = 64 << 20  # IO_TLB_DEFAULT_SIZE
+    others = (sum(map(int, hashes)) + swiotlb) >> 12
+    # What is left is per-CPU areas and the like.
+    assert 0 < reserved - held - others < 1000
