@@ -10,7 +10,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from xenpt import sweepcommand, timing
+from xenpt import capacitycommand, sweepcommand, timing
 from xenpt.boottexts import (
     Freed,
     boot_report,
@@ -195,6 +195,12 @@ def sweep(options: Namespace) -> Answer:
     )
 
 
+def capacity(options: Namespace) -> Answer:
+    """`xenpt capacity`: where the memory of a host goes, and what is left of it."""
+    data, report, fits = capacitycommand.run(options, _guest_kernel(options), _rules(options))
+    return Answer(data, report, YES if fits else NO)
+
+
 def explain(options: Namespace) -> Answer:
     """`xenpt explain LOG`: every boot in a log, held against the model."""
     from xenpt.explain import explain as explain_boots
@@ -280,6 +286,7 @@ def _panicked_boot(planned: Plan, outcomes: Iterable[Outcome] = ()) -> dict[str,
         "cleanup": None,
         "memblock": {"setup": None, "cleanup": None},
         "checked": None,
+        "moves": None,
         "beyond": planned.beyond,
         "warnings": [],
         "faults": [outcome.as_dict() for outcome in outcomes],

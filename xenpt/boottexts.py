@@ -54,9 +54,26 @@ def boot_report(boot: Boot, beyond: Iterable[dict[str, Any]]) -> Report:
             "types and counts: no difference."
         )
         report += [Line(), Prose(text)]
+    report += _moves(boot)
     for bug in boot.bugs:
         report += [Line(), Prose(f"bug {bug.id}: {bug.text}. Fix: {bug.fix}.", BAD)]
     return [*report, *warnings_report(plan), *beyond_report(beyond)]
+
+
+def _moves(boot: Boot) -> Report:
+    """What had to move out of holes of the map, and how large the area of Linux's own list is."""
+    moves, texts = boot.moves, []
+    if moves["list_to"]:
+        texts.append("The P->M list moved to pfns {:#x} to {:#x}.".format(*moves["list_to"]))
+    if moves["initrd_to_bytes"]:
+        start, end = moves["initrd_to_bytes"]
+        texts.append(f"The initrd moved to {start:#x} to {end:#x}.")
+    if moves["remapped_pages"]:
+        texts.append(f"{moves['remapped_pages']:,} pages in holes got other pfns.")
+    if moves["list_area_bytes"]:
+        size = format_size(moves["list_area_bytes"])
+        texts.append(f"Linux's own P->M list has an area of {size}.")
+    return [Prose(" ".join(texts))] if texts else []
 
 
 def words_report(how: str, words: StreamedBoot | None, seconds: float, threads: int) -> Report:

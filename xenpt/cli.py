@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from xenpt import output
+from xenpt.capacityoptions import add_capacity_options
 from xenpt.errors import StoppedError, UsageError, XenptError
 from xenpt.report import coloured, plain
 
@@ -32,6 +33,9 @@ QUESTIONS = {
         "cleanup": "what does freeing the initial P->M list cost?",
         "sweep": "how do the costs grow with memory?",
     },
+    "How much is left?": {
+        "capacity": "what is left of a host, and what limits it?",
+    },
     "What is in this file?": {
         "kernel": "what does this kernel ask of Xen? (ELF or bzImage)",
         "explain": "does this `xl dmesg` or Linux log agree with the model? why did it panic?",
@@ -42,6 +46,7 @@ QUESTIONS = {
 ARGUMENTS = {
     "kernel": "[FILE]",
     "sweep": "[SCENARIO.toml]",
+    "capacity": "[FLEET.toml]",
     "explain": "LOG",
     "diff": "A.json B.json",
 }
@@ -202,6 +207,10 @@ def parser() -> Parser:
             _add_system_map(command)
         elif name == "sweep":
             _add_sweep_options(command)
+        elif name == "capacity":
+            add_capacity_options(command)
+            _add_linux_options(command.add_argument_group("Linux in dom0 and in PV guests"))
+            _add_kernel_options(command)
         elif name == "explain":
             command.add_argument("file", metavar="LOG", help="of Xen, Linux or both; - for stdin")
         elif name == "diff":
@@ -240,19 +249,7 @@ def _add_guest_options(command: Parser) -> None:
         help="largest page that maps the P->M list; auto: what the builder would use",
     )
     xen.add_argument("--initrd", metavar="FILE|BYTES", help="initial ramdisk, or just its length")
-    xen.add_argument(
-        "--linux",
-        metavar="PROFILE",
-        default="v6.1",
-        help="v4.1, seed, v4.3, v6.1 (default) or v6.12",
-    )
-    xen.add_argument(
-        "--rule",
-        metavar="NAME=VALUE",
-        action="append",
-        default=[],
-        help="one flag of the profile changed, as skip_empty_entries=no; may be repeated",
-    )
+    _add_linux_options(xen)
     host = command.add_argument_group("the host")
     host.add_argument("--host", metavar="SIZE", help="its memory")
     host.add_argument("--dom0-mem", metavar="SPEC", help="Xen's option, instead of MEMORY")
@@ -271,6 +268,22 @@ def _add_fault_option(command: Parser) -> None:
         action="append",
         default=[],
         help="oom, fragmented, refuse, corrupt, hole or e820; may be repeated; see docs/faults.md",
+    )
+
+
+def _add_linux_options(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
+        "--linux",
+        metavar="PROFILE",
+        default="v6.1",
+        help="v4.1, seed, v4.3, v6.1 (default) or v6.12",
+    )
+    group.add_argument(
+        "--rule",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="one flag of the profile changed, as skip_empty_entries=no; may be repeated",
     )
 
 

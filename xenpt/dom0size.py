@@ -2,7 +2,7 @@
 """How much memory dom0 gets: what Xen keeps of the host, and dom0_compute_nr_pages().
 
 All amounts are pages of 4 KiB. The frame table and the M2P are counted as Xen builds them; what
-else Xen takes is a constant measured on one real boot, see `XEN_OWN_PAGES`.
+else Xen takes is a constant that was measured, see `XEN_OWN_PAGES`.
 """
 
 from dataclasses import dataclass
@@ -13,13 +13,16 @@ from xenpt.errors import UsageError
 from xenpt.inputs.config import Dom0Mem, Host, Ram, parse_dom0_mem
 from xenpt.inputs.kernel import Kernel
 
-FRAME_TABLE_ENTRY = 32  # sizeof(struct page_info) without BIGMEM (SPEC G)
+FRAME_TABLE_ENTRY = 32  # sizeof(struct page_info)
+FRAME_TABLE_ENTRY_BIGMEM = 48  # with CONFIG_BIGMEM
 CHUNK_BYTES = L2_SIZE  # both tables grow by 2 MiB
 PAGES_PER_CHUNK = CHUNK_BYTES >> PAGE_SHIFT
-FRAMES_PER_FRAME_TABLE_CHUNK = CHUNK_BYTES // FRAME_TABLE_ENTRY  # 256 MiB of RAM
 FRAMES_PER_M2P_CHUNK = CHUNK_BYTES // 8  # 1 GiB of RAM
 WASTE_PAGES = 4  # a last 2 MiB chunk may stick out by so much (init_frametable_chunk)
-XEN_OWN_PAGES = 943  # image, heap, page tables: Xen 4.17.7, 524 GiB, 1 CPU (golden case m520g)
+#: Image, heap, page tables: Xen 4.17.7, 524 GiB, 1 CPU (golden case m520g). The same Xen takes 936
+#: to 943 of hosts from 2 GiB up, 34 more for each CPU, 1 more for each GiB on a CPU without 1 GiB
+#: pages (docs/model.md).
+XEN_OWN_PAGES = 943
 DEFAULT_RESERVE = 32768  # 128 MiB, or 1/16 of what is available if that is less
 SHIM_RESERVE = 256  # what the shim keeps without a shim_mem option (pv_shim_mem)
 MAX_PAGES = (1 << 32) - 1  # of one domain: d->tot_pages is 32-bit (SPEC G2)
@@ -49,8 +52,11 @@ class Dom0Size:
     notices: tuple[str, ...] = ()
 
 
-def host_memory(e820: tuple[Ram, ...]) -> HostMemory:
-    """What Xen keeps of a host with this map (SPEC B14; init_frametable, paging_init)."""
+def host_memory(e820: tuple[Ram, ...], *, bigmem: bool = False) -> HostMemory:
+    """What Xen keeps of a host with this map (SPEC B14; init_frametable, paging_init).
+
+    :param bigmem: Xen is built with CONFIG_BIGMEM
+    """
     usable = [
         (pfn_up(ram.start), ram.end >> PAGE_SHIFT)
         for ram in sorted(e820, key=lambda ram: ram.start)
@@ -58,7 +64,9 @@ def host_memory(e820: tuple[Ram, ...]) -> HostMemory:
     ]
     return HostMemory(
         ram=sum(end - start for start, end in usable),
-        frame_table=_frame_table_pages(usable),
+        frame_table=_frame_table_pages(
+            usable, FRAME_TABLE_ENTRY_BIGMEM if bigmem else FRAME_TABLE_ENTRY
+        ),
         m2p=PAGES_PER_CHUNK * _groups(usable, FRAMES_PER_M2P_CHUNK),
         xen=XEN_OWN_PAGES,
     )
@@ -74,16 +82,18 @@ def _groups(usable: list[tuple[int, int]], step: int) -> int:
     return nr_groups
 
 
-def _frame_table_pages(usable: list[tuple[int, int]]) -> int:
+def _frame_table_pages(usable: list[tuple[int, int]], entry_bytes: int) -> int:
+    """Pages of the frame table: whole groups of frames that hold RAM, the last one cut short."""
     if not usable:
         return 0
-    step = FRAMES_PER_FRAME_TABLE_CHUNK
-    whole = PAGES_PER_CHUNK * _groups(usable, step)
+    group = CHUNK_BYTES // (entry_bytes & -entry_bytes)  # PDX_GROUP_COUNT
+    group_pages = group * entry_bytes >> PAGE_SHIFT
     # The last chunk ends with the last frame, unless a large page wastes next to nothing.
-    last_bytes = max(end for _, end in usable) % step * FRAME_TABLE_ENTRY
-    if 0 < last_bytes < (PAGES_PER_CHUNK - WASTE_PAGES) * PAGE_SIZE:
-        whole -= PAGES_PER_CHUNK - pfn_up(last_bytes)
-    return whole
+    chunks, rest = divmod(-max(end for _, end in usable) % group * entry_bytes, CHUNK_BYTES)
+    if rest <= WASTE_PAGES * PAGE_SIZE:
+        rest = 0
+    unused = chunks * PAGES_PER_CHUNK + (rest >> PAGE_SHIFT)
+    return group_pages * _groups(usable, group) - unused
 
 
 def dom0_compute_nr_pages(
@@ -143,7 +153,7 @@ def _available(host: Host) -> int:
     e820 = host.map
     if e820 is None:
         raise UsageError("the size of dom0 depends on the host, whose memory is not given")
-    return host_memory(e820).available
+    return host_memory(e820, bigmem=host.bigmem).available
 
 
 def _kept_for_later(kernel: Kernel, host: Host, era: Era) -> int:

@@ -70,6 +70,13 @@ class Era:
     magic_version: str
     # SIF_PM_MASK came with 3.3: power management bits in the flags.
     pm_flags: bool
+    # Frames that Xen without BIGMEM has a frame table for: a8d2b06db7 (4.3) 16 TiB, less two frames
+    # that mark the ends of lists (setup_max_pdx); before, the direct map's 5 TiB; 1 TiB before 4.0.
+    max_frames: int
+    # 10dcec844f (4.6): CONFIG_BIGMEM can be chosen.
+    has_bigmem: bool
+    # 2c99281085 (4.17): libxl's paging pool counts memory once for a guest that is not shadowed.
+    libxl_counts_hap: bool
 
     def shows_pae(self, *, bits: int, pae: str) -> bool:
         """Magic and log line name PAE, for a kernel of that class and PAE_MODE."""
@@ -122,7 +129,16 @@ def era_of(xen: str) -> Era:
         pae_of_64bit=(3, 1, 0) <= version < (4, 18, 0),
         magic_version="3.1" if version[:2] == (3, 1) else "3.0",
         pm_flags=since((3, 3, 0)),
+        max_frames=_max_frames(version),
+        has_bigmem=since((4, 6, 0)),
+        libxl_counts_hap=since((4, 17, 0)),
     )
+
+
+def _max_frames(version: tuple[int, int, int]) -> int:
+    if version >= (4, 3, 0):
+        return (1 << 32) - 2
+    return (5 if version >= (4, 0, 0) else 1) << 28
 
 
 def _construct_panic(version: tuple[int, int, int]) -> str:

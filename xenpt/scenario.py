@@ -250,13 +250,15 @@ def parse_sizes(text: str) -> list[int]:
     return found
 
 
-def _text(value: object) -> str:
+def a_text(value: object) -> str:
+    """A value of a file that must be a text; `a_bool`: a truth value."""
     if not isinstance(value, str):
         raise UsageError(f"{value!r}: expected a text in quotes")
     return value
 
 
-def _bool(value: object) -> bool:
+def a_bool(value: object) -> bool:
+    """See `a_text`."""
     if not isinstance(value, bool):
         raise UsageError(f"{value!r}: expected true or false")
     return value
@@ -265,22 +267,22 @@ def _bool(value: object) -> bool:
 def _bytes(value: object) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
-    return parse_size(_text(value))
+    return parse_size(a_text(value))
 
 
 #: Keys of a group: the axis of each, and what one value becomes; a size text may be several.
 _KEYS: Final[dict[str, tuple[str, Callable[[object], Any]]]] = {
-    "memory": ("nr_pages", lambda value: parse_sizes(_text(value))),
-    "host": ("host_pages", lambda value: parse_sizes(_text(value))),
-    "dom0_mem": ("dom0_mem", _text),
+    "memory": ("nr_pages", lambda value: parse_sizes(a_text(value))),
+    "host": ("host_pages", lambda value: parse_sizes(a_text(value))),
+    "dom0_mem": ("dom0_mem", a_text),
     "initrd": ("initrd_bytes", _bytes),
-    "kernel": ("kernel", _text),
-    "init_p2m": ("init_p2m", _bool),
-    "xen": ("xen", _text),
-    "linux": ("linux", _text),
-    "builder": ("builder", _text),
-    "p2m_leaf": ("p2m_leaf", _text),
-    "e820": ("e820", _text),
+    "kernel": ("kernel", a_text),
+    "init_p2m": ("init_p2m", a_bool),
+    "xen": ("xen", a_text),
+    "linux": ("linux", a_text),
+    "builder": ("builder", a_text),
+    "p2m_leaf": ("p2m_leaf", a_text),
+    "e820": ("e820", a_text),
 }
 #: Keys whose values are files, named relative to the scenario file.
 _FILES: Final[dict[str, Callable[[str, Path], tuple[str, Any]]]] = {
@@ -294,7 +296,7 @@ def read_scenario(path: str | Path) -> list[Case]:
 
     :raises InputError: not TOML, an unknown key, a value of a wrong type or without meaning
     """
-    groups, common = _groups(Path(path))
+    groups, common = read_groups(Path(path), GROUPS)
     cases: list[Case] = []
     for position, group in enumerate(groups, 1):
         try:
@@ -306,21 +308,24 @@ def read_scenario(path: str | Path) -> list[Case]:
     return unique(cases)
 
 
-def _groups(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The groups of a scenario file, and what holds for all of them."""
+def read_groups(path: Path, table: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The groups [[table]] of a TOML file (one empty group without any), and what holds for all.
+
+    :raises InputError: not TOML, or something else of that name
+    """
     data = bytes(read_file(path, limit=MAX_SCENARIO_BYTES))
     try:
         found = tomllib.loads(data.decode())
     except (ValueError, RecursionError) as error:  # of TOML, of UTF-8
         raise InputError(path, f"not TOML: {error}") from error
-    groups = found.pop(GROUPS, [{}])
+    groups = found.pop(table, [{}])
     if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
-        raise InputError(path, f"{GROUPS}: expected tables, [[{GROUPS}]]")
+        raise InputError(path, f"{table}: expected tables, [[{table}]]")
     return groups, found
 
 
 def _group_cases(group: dict[str, Any], folder: Path) -> list[Case]:
-    name = _text(group.pop("name", ""))
+    name = a_text(group.pop("name", ""))
     axes: dict[str, list[Any]] = {"p2m_leaf": ["auto"]}
     for key, given in group.items():
         if key not in _KEYS:
@@ -330,14 +335,23 @@ def _group_cases(group: dict[str, Any], folder: Path) -> list[Case]:
 
 
 def _values(key: str, given: list[object], folder: Path) -> list[Any]:
+    values = values_of(key, _KEYS[key][1], given)
+    return [_FILES[key](value, folder) for value in values] if key in _FILES else values
+
+
+def values_of(key: str, read: Callable[[object], Any], given: Iterable[object]) -> list[Any]:
+    """What the values of a key become; one text may give several of them.
+
+    :raises UsageError: as `read`, with the key's name
+    """
     values: list[Any] = []
     try:
         for item in given:
-            value = _KEYS[key][1](item)
+            value = read(item)
             values += value if isinstance(value, list) else [value]
-        return [_FILES[key](value, folder) for value in values] if key in _FILES else values
     except UsageError as error:
         raise UsageError(f"{key}: {error}") from error
+    return values
 
 
 def checked(cases: list[Case]) -> list[Case]:

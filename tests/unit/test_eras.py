@@ -39,6 +39,10 @@ def test_xen_2_is_not_modelled():
 SET_UP, CONSTRUCT = "Could not set up DOM0 guest OS", "Could not construct domain 0"
 # Each flag at the last release without its change and the first with it.
 CHANGES = [
+    ("max_frames", "3.4", 1 << 28, "4.0", 5 << 28),
+    ("max_frames", "4.2.5", 5 << 28, "4.3.0", (1 << 32) - 2),
+    ("has_bigmem", "4.5", False, "4.6", True),
+    ("libxl_counts_hap", "4.16.5", False, "4.17.0", True),
     ("init_p2m", "3.3", False, "3.4", True),
     ("start_info_bytes", "3.3.2", 1152, "3.4.0", 1168),
     ("vga_info_bytes", "3.1.4", 28, "3.2.0", 36),

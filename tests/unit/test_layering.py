@@ -27,13 +27,13 @@ ROWS = (
     ("xen", "xen.*"),
     ("linux", "linux.*"),
     (
-        "explain", "explain.*", "differ", "capacity", "measured", "scenario", "journal", "cluster",
-        "sweeprow", "sweeptable", "sweeps",
+        "explain", "explain.*", "differ", "measured", "scenario", "journal", "cluster", "sweeprow",
+        "sweeptable", "sweeps", "vendors", "limits", "budget", "capacity", "largest", "fleet",
     ),
     ("",),  # xenpt/__init__.py: the names that a user imports
     (
-        "report", "texts", "boottexts", "sweeptexts", "logtexts", "sweepcommand", "faultoptions",
-        "answers", "cli", "__main__",
+        "report", "texts", "boottexts", "sweeptexts", "capacitytexts", "logtexts", "sweepcommand",
+        "capacitycommand", "capacityoptions", "faultoptions", "answers", "cli", "__main__",
     ),
 )
 # fmt: on

@@ -223,7 +223,7 @@ def test_a_boot_is_json_ready_and_its_counts_add_up():
     boot = Boot(domain(GIB)).run()
     shown = boot.as_dict()
     keys = ["verdict", "panic", "not_modelled", "plan", "stages", "cleanup", "memblock"]
-    assert list(shown) == [*keys, "checked", "beyond", "warnings", "faults"]
+    assert list(shown) == [*keys, "checked", "moves", "beyond", "warnings", "faults"]
     assert shown["verdict"] == "boots"
     assert set(shown["memblock"]) == {"setup", "cleanup"}
     for stage in shown["stages"]:
@@ -415,3 +415,11 @@ def test_later_profiles_are_not_modelled_as_auto_translated_guests():
     for rules in (V4_3, V6_1):
         with pytest.raises(UsageError, match="auto-translated"):
             Boot(domain(GIB), rules=replace(rules, auto_translated=True))
+
+
+def test_moves_are_known_after_the_stage_that_makes_them():
+    boot = Boot(domain(GIB))
+    assert set(boot.moves.values()) == {None}
+    assert boot.run_to(Stage.MEMORY_SETUP).moves["remapped_pages"] == 0
+    assert boot.moves["list_area_bytes"] is None
+    assert boot.run().moves["list_area_bytes"] == 1 << 30  # the hotplug limit, 512 GiB

@@ -45,6 +45,7 @@ class Host:
     :ivar shadow: dom0 may be shadowed (pv-l1tf=dom0): memory for that, and no 1 GiB leaf; Xen 4.12
     :ivar pv_shim: Xen itself runs in a guest, for one PV guest of its own
     :ivar pv32: built with CONFIG_PV32: 32-bit PV guests, and a second M2P for them
+    :ivar bigmem: built with CONFIG_BIGMEM: more than 16 TiB, and a larger frame table
     :ivar pm_bits: power management bits that start_info's flags carry (3: P and C states)
     :ivar fragmented: its large blocks are few (a fault), or None
     :ivar oom: number of the request for a domain's memory from which on none is served (a fault)
@@ -59,6 +60,7 @@ class Host:
     shadow: bool = False
     pv_shim: bool = False
     pv32: bool = True
+    bigmem: bool = False
     pm_bits: int = 3
     fragmented: Fragmented | None = None
     oom: int | None = None

@@ -247,6 +247,24 @@ class Boot:
             if span is not None and name in unseen and not in_one_ram_entry(self.state.e820, *span)
         }
 
+    @property
+    def moves(self) -> dict[str, Any]:
+        """What the map's holes make Linux move, and the area of its own P->M list.
+
+        Frames are pfns [first, end), bytes where the key says so; None before the stage that tells.
+        """
+        done = {result.name for result in self.results}
+        entry, now = initial_state(self.domain, self.rules), self.state
+        listed = Stage.P2M_COPIED.value in done
+        found: dict[str, Any] = dict.fromkeys(("remapped_pages", "list_to", "initrd_to_bytes"))
+        if Stage.MEMORY_SETUP.value in done:
+            found["remapped_pages"] = sum(remap.nr for remap in now.remaps)
+            if now.initial_list.pfns != entry.initial_list.pfns:
+                found["list_to"] = list(now.initial_list.pfns)
+            if now.initrd is not None and now.initrd != entry.initrd:
+                found["initrd_to_bytes"] = list(now.initrd)
+        return found | {"list_area_bytes": 8 * now.max_p2m_pfn if listed else None}
+
     @cached_property
     def variants(self) -> dict[str, Cleanup]:
         """The cleanup of the same list with other leaves, by largest leaf: "1g", "2m", "4k"."""
@@ -286,6 +304,7 @@ class Boot:
                 for point in ("setup", "cleanup")
             },
             "checked": self.checked,
+            "moves": self.moves,
             "beyond": self.beyond,
             "warnings": [bug.as_dict() for bug in self.bugs],
             "faults": [outcome.as_dict() for outcome in self.faults],
