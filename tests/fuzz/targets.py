@@ -86,7 +86,7 @@ def _file(*commands: str, made: Callable[[bytes], bytes] = bytes) -> Run:
 
 
 def _text(*commands: str) -> Run:
-    """The bytes as the argument TEXT of these commands, as a shell passes them; a list's by line."""
+    """The bytes as the argument TEXT of these commands, as a shell passes it; of a list: lines."""
     asked = [_options(command) for command in commands]
 
     def run(data: bytes) -> None:
