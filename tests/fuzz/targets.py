@@ -27,6 +27,7 @@ from xenpt.inputs.bootlog import PATTERNS
 from xenpt.inputs.kernel import default_kernel
 from xenpt.inputs.symbols import LINUX_SYMBOLS
 from xenpt.linux.changes import rule_names
+from xenpt.output import printable
 from xenpt.report import plain
 from xenpt.scenario import read_scenario
 
@@ -61,8 +62,9 @@ def _answer(options: Namespace) -> None:
     """Run a command, and write its answer in both ways."""
     options = copy(options)  # some commands change theirs
     answer = getattr(answers, options.command)(options)
-    plain(answer.report).encode()
-    _as_json(answer).encode()
+    for text in (plain(answer.report), _as_json(answer)):
+        if printable(text).replace("\\n", "\n") != text.replace("\\n", "\n"):
+            raise ValueError("a terminal would obey what is printed")
 
 
 def _as_json(answer: answers.Answer) -> str:

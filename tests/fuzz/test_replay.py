@@ -56,6 +56,18 @@ HOSTILE = {
     "json-nan": ("diff", b'{"entry": NaN}', "NaN is no number"),
     "diff-real-address": ("diff", plan_json(entry=1.5, p2m=[0.5, 1e300]), None),
     "diff-real-region": ("diff", plan_json(memory=[[0.5, 2]]), None),
+    "kernel-colours": (
+        "kernel-json",
+        kernel_json(
+            payload="\x1b[2J", features="\x1b]0;\x07|\u202e", notes=[["\x1b[31m", 4, "\x07"]],
+            symbols={"\x1b": 1},
+        ),
+        None,
+    ),
+    "rule-colours": ("rule", "ro_tables=level2_\u202e:2".encode(), "expected SYMBOL"),
+    "rule-letters": ("rule", "ro_tables=level2_\u00e9:2".encode(), "expected SYMBOL"),
+    "diff-colours": ("diff", plan_json(panic="\x1b[2J", magic="\u202e", **{"\x1b": 1}), None),
+    "log-colours": ("log", (FACT + "(XEN) Panic on CPU 0:\n(XEN) \x9b2J\u202e\n").encode(), None),
     "journal-nested": ("journal", b'{"schema":' + nested(900).encode() + b"}\n", "not a row"),
     "scenario-nested": ("scenario", f"memory = {nested(3000)}".encode(), "not TOML"),
     "scenario-product": (
