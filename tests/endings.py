@@ -16,6 +16,7 @@ import sys
 import time
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from xenpt import answers, cli, journal, output
 
@@ -62,7 +63,7 @@ def _child(command: list[str], complaints: Path, *, kill_at: int) -> None:
     os.dup2(descriptor, sys.stderr.fileno())
     left = kill_at
 
-    def trace(frame: FrameType, event: str, _: object) -> object:
+    def trace(frame: FrameType, event: str, _: object) -> Any:
         nonlocal left
         code = frame.f_code
         if code.co_filename not in FILES or code.co_name in ("printable", "<genexpr>"):

@@ -65,7 +65,7 @@ HOSTILE = {
         None,
     ),
     "rule-colours": ("rule", "ro_tables=level2_\u202e:2".encode(), "expected SYMBOL"),
-    "rule-letters": ("rule", "ro_tables=level2_\u00e9:2".encode(), "expected SYMBOL"),
+    "rule-letters": ("rule", "ro_tables=level2_\u00e9:2".encode(), None),
     "diff-colours": ("diff", plan_json(panic="\x1b[2J", magic="\u202e", **{"\x1b": 1}), None),
     "log-colours": ("log", (FACT + "(XEN) Panic on CPU 0:\n(XEN) \x9b2J\u202e\n").encode(), None),
     "journal-nested": ("journal", b'{"schema":' + nested(900).encode() + b"}\n", "not a row"),

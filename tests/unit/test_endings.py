@@ -129,7 +129,7 @@ import resource, sys
 from pathlib import Path
 from xenpt import answers, cli
 in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (in_use + (200 << 20),) * 2)
+resource.setrlimit(resource.RLIMIT_AS, (in_use + (600 << 20),) * 2)
 sys.exit(cli.main())
 """
 
@@ -137,10 +137,10 @@ sys.exit(cli.main())
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("cleanup", "2P"),
-        ("boot", "2P", "--p2m-leaf", "4k"),
-        ("boot", "2P", "--p2m-leaf", "4k", "--engine", "stream"),
-        ("sweep", "--memory", "2P", "--p2m-leaf", "4k"),
+        ("cleanup", "8P"),
+        ("boot", "8P", "--p2m-leaf", "4k"),
+        ("boot", "8P", "--p2m-leaf", "4k", "--engine", "stream"),
+        ("sweep", "--memory", "8P", "--p2m-leaf", "4k"),
     ],
 )
 def test_what_memory_will_not_hold_is_refused_before_it_is_taken(tmp_path, arguments):
