@@ -46,7 +46,7 @@ HOSTILE = {
     # target, input, words of the refusal (None: it is taken)
     "size-kelvin": ("size", "600\u212a".encode(), "expected something like"),
     "size-long": ("size", b"9" * 5000 + b"G", "expected something like"),
-    "size-of-everything": ("size", b"16383P", "of memory"),
+    "size-of-everything": ("size", b"16383P", None),
     "xen-long": ("xen", b"4." + b"9" * 5000, "expected something like"),
     "initrd-name-too-long": ("size", b"1" * 300, "expected something like"),
     "json-nested": ("kernel-json", f'{{"bits": {nested(900)}}}'.encode(), "nested more than 32"),
@@ -63,6 +63,9 @@ HOSTILE = {
             symbols={"\x1b": 1},
         ),
         None,
+    ),
+    "kernel-far-symbols": (
+        "kernel-json", kernel_json(symbols={"init_top_pgt": 4096, "_end": 1 << 63}), None,
     ),
     "rule-colours": ("rule", "ro_tables=level2_\u202e:2".encode(), "expected SYMBOL"),
     "rule-letters": ("rule", "ro_tables=level2_\u00e9:2".encode(), None),
