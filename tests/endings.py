@@ -33,12 +33,14 @@ def main() -> None:
     complaints = Path(folder) / "stderr"
     command += ["--json", "-o", str(target)]
     assert answers  # loaded before any child is made
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own handler is not what is tested
     seconds, whole, ended, through = 0.0, 0, 0, 0
     for turn in range(-1, int(times)):  # the first is left alone, and timed
         for path in Path(folder).glob(".out.json.*.tmp"):
             path.unlink()  # of a child that could not clean up
         partial.unlink(missing_ok=True)
         target.write_text(OLD)
+        complaints.write_text("")
         begin = time.perf_counter()
         child = os.fork()
         if child == 0:
@@ -58,7 +60,6 @@ def main() -> None:
 
 
 def _child(command: list[str], complaints: Path, *, kill_at: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own handler is not what is tested
     descriptor = os.open(complaints, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, sys.stderr.fileno())
     left = kill_at
