@@ -70,8 +70,7 @@ bench-stages: $(TEST_READY)
 	$(VENV)/bin/python -m pytest benchmarks --benchmark-only
 
 # Coverage-guided; what crashes is kept in tests/fuzz/crashes, where `make test` tries it again.
-fuzz: $(TEST_READY)
-	$(PIP) install --editable '.[fuzz]'
+fuzz: $(CHECK_READY)
 	PYTHONPATH=tests $(VENV)/bin/python -m fuzz --time $(or $(TIME),60) $(TARGETS)
 
 # Takes Xen and Linux of this machine's suite, into ~/.cache/xenpt; installs nothing.

@@ -19,11 +19,13 @@ def machine(monkeypatch):
     return limits
 
 
-def test_what_fits_is_not_refused(machine):
+@pytest.mark.usefixtures("machine")
+def test_what_fits_is_not_refused():
     room.require_room(8 * GIB, "tables")
 
 
-def test_what_is_more_than_the_machine_has_is_refused_with_both_numbers(machine):
+@pytest.mark.usefixtures("machine")
+def test_what_is_more_than_the_machine_has_is_refused_with_both_numbers():
     with pytest.raises(NoRoomError, match=r"^tables need about 9 GiB of memory, 8 GiB are free$"):
         room.require_room(9 * GIB, "tables")
 
