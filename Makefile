@@ -10,15 +10,16 @@ RUN_READY = $(VENV)/ready-run
 TEST_READY = $(VENV)/ready-test
 CHECK_READY = $(VENV)/ready-check
 
-.PHONY: help run test check lint types hints debug asan ubsan bench bench-counts bench-stages oracle clean
+.PHONY: help run test check lint types hints debug asan fuzz bench bench-counts bench-stages oracle clean
 
 help:
 	@echo 'make run     build into $(VENV) and run the main job: the bare command xenpt'
 	@echo 'make test    run all tests, and every benchmark once, untimed'
 	@echo 'make check   ruff, cython-lint, mypy, stubtest and a build without performance hints'
-	@echo 'make debug   all tests on a build with bounds checks; make asan, make ubsan: with sanitizers'
 	@echo 'make oracle  boot real Xen and Linux in QEMU and compare; CASES="512m 8g", quick or all;'
 	@echo '             CASES=domu, or "domu-pae domu-endless": guests that the real toolstack builds'
+	@echo 'make debug   all tests on a build with bounds checks; make asan: with two sanitizers'
+	@echo 'make fuzz    fuzz every reader of untrusted input; TIME=600 seconds each, TARGETS="elf log"'
 	@echo 'make bench   measure the engine beside its peers; write docs/performance.md'
 	@echo 'make bench-counts   instructions of each loop under callgrind, against the baseline'
 	@echo 'make bench-stages   time each verb over sizes (pytest-benchmark)'
@@ -50,9 +51,10 @@ hints: $(CHECK_READY)
 	esac
 
 # The package built once more in another mode, beside the release build, and all tests run on it.
-PRELOAD_asan = LD_PRELOAD=$$(gcc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0
-PRELOAD_ubsan = LD_PRELOAD=$$(gcc -print-file-name=libubsan.so)
-debug asan ubsan: $(CHECK_READY)
+# Python itself is not built for LeakSanitizer; a size that is too large is a MemoryError there, too.
+PRELOAD_asan = LD_PRELOAD=$$(gcc -print-file-name=libasan.so) \
+	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1
+debug asan: $(CHECK_READY)
 	XENPT_BUILD=$@ $(VENV)/bin/python setup.py --quiet build --build-base build/$@ --build-lib build/$@/lib
 	$(PRELOAD_$@) PYTHONSAFEPATH=1 PYTHONPATH=$(abspath build/$@/lib) $(VENV)/bin/pytest tests $(wildcard benchmarks) --benchmark-disable
 
@@ -67,6 +69,10 @@ bench-counts: $(CHECK_READY)
 
 bench-stages: $(TEST_READY)
 	$(VENV)/bin/python -m pytest benchmarks --benchmark-only
+
+# Coverage-guided; what crashes is kept in tests/fuzz/crashes, where `make test` tries it again.
+fuzz: $(CHECK_READY)
+	PYTHONPATH=tests $(VENV)/bin/python -m fuzz --time $(or $(TIME),60) $(TARGETS)
 
 # Takes Xen, its toolstack and Linux of this machine's suite, into ~/.cache/xenpt; installs nothing.
 oracle: $(TEST_READY)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t, uint64_t, uintptr_t
 
 
 cdef extern from "_simd.h":
@@ -40,6 +40,11 @@ ctypedef struct runs_t:
     Py_ssize_t room
     Py_ssize_t nr
     run_t open
+
+# Addresses [start, end) of an array in this process.
+ctypedef struct area_t:
+    uintptr_t start
+    uintptr_t end
 
 # A half-open range of frames.
 ctypedef struct range_t:

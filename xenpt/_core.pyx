@@ -9,7 +9,7 @@ a pfn or an mfn, as the caller has it. The inner loops are in `_kernels.h`.
 
 import os
 
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t, uint64_t, uintptr_t
 from libc.string cimport memset
 
 from xenpt.errors import EntryError, UsageError
@@ -20,6 +20,7 @@ cdef extern from *:
 cdef const uint64_t FRAME_MASK = <uint64_t>0x000FFFFFFFFFF000
 cdef const uint64_t FRAMES = <uint64_t>0x10000000000  # an entry's frame number has 40 bits
 cdef const uint64_t NOWHERE = <uint64_t>0x7FFFFFFFFFFFFFFF  # behind every entry
+cdef const uint64_t VPN_END = <uint64_t>0x10000000000000  # of a 64-bit address space
 
 # Chosen once, when the module is loaded; XENPT_SIMD forces a smaller instruction set.
 cdef const kernels_t *kernels = choose_kernels(os.environ.get("XENPT_SIMD", "").encode())
@@ -30,6 +31,37 @@ if kernels is NULL:
 def simd() -> str:
     """Name of the instruction set that the kernels use: baseline, v3 (AVX2) or v4 (AVX-512)."""
     return kernels.name.decode()
+
+
+# --- Gates ---------------------------------------------------------------------------------------
+# A loop trusts what its gate has checked, so nothing that it writes may be what it reads.
+
+cdef area_t _area(const uint64_t[:, ::1] rows) noexcept:
+    cdef area_t area
+    cdef Py_ssize_t nr = rows.shape[0] * rows.shape[1]
+    area.start = <uintptr_t>&rows[0, 0] if nr else 0
+    area.end = area.start + nr * sizeof(uint64_t)
+    return area
+
+
+cdef area_t _line_area(const uint64_t[::1] words) noexcept:
+    cdef area_t area
+    area.start = <uintptr_t>&words[0] if words.shape[0] else 0
+    area.end = area.start + words.shape[0] * sizeof(uint64_t)
+    return area
+
+
+cdef area_t _places_area(const int64_t[::1] places) noexcept:
+    cdef area_t area
+    area.start = <uintptr_t>&places[0] if places.shape[0] else 0
+    area.end = area.start + places.shape[0] * sizeof(int64_t)
+    return area
+
+
+cdef int _check_apart(area_t one, area_t other) except -1:
+    if one.start < other.end and other.start < one.end:
+        raise ValueError("what is written overlaps what is read")
+    return 0
 
 
 # --- Runs ----------------------------------------------------------------------------------------
@@ -83,7 +115,7 @@ def coalesce(
     :param out: room for twice as many runs: a run may lose its first entry to its predecessor
     :param tables: an entry covers a whole table of its level
     :param within: no run crosses the border of a table page
-    :raises ValueError: a shape is wrong, or a level is not in 1..4
+    :raises ValueError: a shape is wrong, a level is not in 1..4, or `out` overlaps `runs`
     """
     if runs.shape[1] != RUN_COLUMNS or out.shape[1] != RUN_COLUMNS:
         raise ValueError("coalesce: runs and out must have six columns")
@@ -95,6 +127,7 @@ def coalesce(
             raise ValueError(f"coalesce: run {i} has level {runs[i, 4]}")
     if runs.shape[0] == 0:
         return 0
+    _check_apart(_area(out), _area(runs))
     cdef runs_t list = _runs(out)
     with nogil:
         _coalesce(<const run_t *>&runs[0, 0], runs.shape[0], &list, tables, within)
@@ -133,12 +166,13 @@ def list_runs(const uint64_t[::1] frames not None, uint64_t[:, ::1] out not None
 
     :param frames: frame of number 0, 1, ...; one of more than 40 bits is a hole
     :param out: rows (number, frame, step, nr), step 1 or -1
-    :raises ValueError: `out` has not four columns
+    :raises ValueError: `out` has not four columns, or overlaps `frames`
     """
     if out.shape[1] != 4:
         raise ValueError("list_runs: out must have four columns")
     if frames.shape[0] == 0:
         return 0
+    _check_apart(_area(out), _line_area(frames))
     cdef Py_ssize_t nr
     with nogil:
         nr = _list_runs(&frames[0], frames.shape[0], out)
@@ -179,9 +213,10 @@ def fill(uint64_t[:, ::1] pages not None, const uint64_t[:, ::1] pieces not None
     """Write the words of `pieces` into table pages; other words stay as they are.
 
     :param pieces: rows (table, slot, nr, frame, step, flags); frame + i * step for word i
-    :raises ValueError: a piece leaves its table, or a frame has more than 40 bits
+    :raises ValueError: a piece leaves its table, a frame has more than 40 bits, or the two overlap
     """
     _check_tables(pages)
+    _check_apart(_area(pages), _area(pieces))
     if pieces.shape[1] != 6:
         raise ValueError("fill: pieces must have six columns")
     cdef Py_ssize_t i
@@ -238,7 +273,7 @@ def mark(
     :param tables: rows of `pages` to visit, tables of `level` (1..3)
     :param ranges: (k, 2) sorted, disjoint, half-open ranges of frames
     :raises EntryError: a superpage lies only partly in the ranges
-    :raises ValueError: a shape, table, level or range is wrong
+    :raises ValueError: a shape, table, level or range is wrong, or arrays overlap
     """
     _check_marks(pages, tables, ranges, clear, put)
     if not 1 <= level < MAX_LEVEL:
@@ -276,6 +311,8 @@ cdef int _check_marks(
 ) except -1:
     cdef Py_ssize_t i
     _check_tables(pages)
+    _check_apart(_area(pages), _places_area(tables))
+    _check_apart(_area(pages), _area(ranges))
     for i in range(tables.shape[0]):
         if tables[i] < 0 or tables[i] >= pages.shape[0]:
             raise ValueError(f"table {tables[i]} is outside the image")
@@ -437,9 +474,10 @@ def mark_gather(
 
     For an M2P that is not the inverse of the P->M list; a frame outside it belongs to no range.
 
-    :raises ValueError: a shape, table or range is wrong
+    :raises ValueError: a shape, table or range is wrong, or arrays overlap
     """
     _check_marks(pages, tables, ranges, clear, put)
+    _check_apart(_area(pages), _line_area(m2p))
     if tables.shape[0] == 0 or ranges.shape[0] == 0 or m2p.shape[0] == 0:
         return 0
     cdef const range_t *list = <const range_t *>&ranges[0, 0]
@@ -503,10 +541,10 @@ def walk(
     :param skip_start: slots [skip_start, skip_end) of a level 4 table are left out: Xen's
     :param counts: out: entries read per level [1..4]; [0] entries that point outside the image
     :raises EntryError: tables that are shared so often that following them would not end soon
-    :raises ValueError: a shape or the root is wrong
+    :raises ValueError: a shape or the root is wrong, or arrays overlap
     """
     cdef walk_t state
-    _begin_walk(&state, pages, mfns, order, root, level, counts)
+    _begin_walk(&state, pages, mfns, order, root, level, out, counts)
     if out.shape[1] != RUN_COLUMNS:
         raise ValueError("walk: out must have six columns")
     state.out = _runs(out)
@@ -518,11 +556,25 @@ def walk(
     return state.out.nr
 
 
+cdef int _check_image_apart(
+    area_t written, const uint64_t[:, ::1] pages, const uint64_t[::1] mfns,
+    const int64_t[::1] order,
+) except -1:
+    _check_apart(written, _area(pages))
+    _check_apart(written, _line_area(mfns))
+    _check_apart(written, _places_area(order))
+    return 0
+
+
 cdef int _begin_walk(
     walk_t *state, const uint64_t[:, ::1] pages, const uint64_t[::1] mfns,
-    const int64_t[::1] order, Py_ssize_t root, int level, uint64_t[::1] counts,
+    const int64_t[::1] order, Py_ssize_t root, int level, uint64_t[:, ::1] out,
+    uint64_t[::1] counts,
 ) except -1:
     _check_tables(pages)
+    _check_apart(_area(out), _line_area(counts))
+    _check_image_apart(_area(out), pages, mfns, order)
+    _check_image_apart(_line_area(counts), pages, mfns, order)
     cdef Py_ssize_t i, n = pages.shape[0]
     if mfns.shape[0] != n or order.shape[0] != n or counts.shape[0] != 5:
         raise ValueError("walk: one mfn and one place a page, and five counts")
@@ -681,10 +733,14 @@ def walk_to_free(
     :param skip_empty_entries: False: an L1 table is left at its first empty entry
     :param flat: True: one loop from `begin` that reads an L3 entry again for each L2 entry
     :param counts: out: entries read per level [1..3]; [0] entries that point outside the image
-    :raises ValueError: a shape or the root is wrong
+    :raises EntryError: as `walk`
+    :raises ValueError: a shape or the root is wrong, or arrays overlap
     """
     cdef walk_t state
-    _begin_walk(&state, pages, mfns, order, root, 3, counts)
+    _check_apart(_area(tables), _area(out))
+    _check_apart(_area(tables), _line_area(counts))
+    _check_image_apart(_area(tables), pages, mfns, order)
+    _begin_walk(&state, pages, mfns, order, root, 3, out, counts)
     if out.shape[1] != RUN_COLUMNS or tables.shape[1] != RUN_COLUMNS:
         raise ValueError("walk_to_free: out and tables must have six columns")
     if begin < slot or begin - slot >= <uint64_t>ENTRIES ** 3 or begin & (ENTRIES - 1):
@@ -704,6 +760,7 @@ cdef void _free_l3(
     cdef const uint64_t *t = state.image.pages + page * ENTRIES
     cdef uint64_t size = ENTRIES * ENTRIES, at, mfn = 0
     cdef Py_ssize_t i, child, first = (begin - slot) // size, from_l2 = (begin // ENTRIES) % ENTRIES
+    state.visits += 1
     for i in range(first, ENTRIES):
         at = slot + i * size
         state.read[3] += 1
@@ -734,6 +791,9 @@ cdef void _free_l2(
     cdef const uint64_t *t = state.image.pages + page * ENTRIES
     cdef uint64_t at
     cdef Py_ssize_t i, child
+    state.visits += 1
+    if state.visits > state.max_visits:
+        return
     for i in range(first, ENTRIES):
         at = vpn + i * ENTRIES
         state.read[2] += 1
@@ -758,6 +818,9 @@ cdef void _free_l1(
     cdef uint64_t stride = (t[1] & FRAME_MASK) - (t[0] & FRAME_MASK)
     cdef Py_ssize_t i
     cdef run_t run = _freed(vpn, t[0], 1)
+    state.visits += 1
+    if state.visits > state.max_visits:
+        return
     run.nr, run.step = ENTRIES, <uint64_t>(<int64_t>stride >> PAGE_SHIFT)
     if (
         t[0] & PRESENT and _is_line(run.frame, ENTRIES, run.step)
@@ -812,7 +875,7 @@ def stream(
     :param scratch: room for the runs of a window, one row a word
     :param counts: out, added up: entries, changed, read-only, runs, windows, tables
     :returns: -1, or the first entry of the window that differs
-    :raises ValueError: a shape, level, entry or range is wrong
+    :raises ValueError: a shape, level, entry or range is wrong, or arrays overlap
     """
     _check_tables(window)
     _check_entries(entries, level)
@@ -824,6 +887,12 @@ def stream(
     if ranges.shape[0] and level != 1:
         raise ValueError("stream: only level 1 is marked")
     _check_ranges(ranges, clear, put)
+    _check_apart(_area(window), _area(scratch))
+    _check_apart(_line_area(counts), _area(window))
+    _check_apart(_line_area(counts), _area(scratch))
+    _check_lists_apart(_area(window), entries, expected, ranges)
+    _check_lists_apart(_area(scratch), entries, expected, ranges)
+    _check_lists_apart(_line_area(counts), entries, expected, ranges)
     cdef stream_t state
     cdef int64_t fault = -1
     memset(&state, 0, sizeof(stream_t))
@@ -847,18 +916,31 @@ def stream(
     return fault
 
 
+cdef int _check_lists_apart(
+    area_t written, const uint64_t[:, ::1] entries, const uint64_t[:, ::1] expected,
+    const uint64_t[:, ::1] ranges,
+) except -1:
+    _check_apart(written, _area(entries))
+    _check_apart(written, _area(expected))
+    _check_apart(written, _area(ranges))
+    return 0
+
+
 cdef int _check_entries(const uint64_t[:, ::1] runs, int level) except -1:
     cdef Py_ssize_t i
-    cdef uint64_t at = 0, start
-    cdef int shift = TABLE_SHIFT * (level - 1)
+    cdef uint64_t at = 0, start, end
     if runs.shape[1] != RUN_COLUMNS:
         raise ValueError("runs must have six columns")
     if not 1 <= level <= MAX_LEVEL:
         raise ValueError(f"level {level}")
+    cdef int shift = TABLE_SHIFT * (level - 1)
+    end = VPN_END >> shift
     for i in range(runs.shape[0]):
         start = runs[i, 0] >> shift
         if runs[i, 4] != <uint64_t>level or start < at or runs[i, 2] < 1 or runs[i, 2] >= FRAMES:
             raise ValueError(f"run {i} is empty, unsorted or not of level {level}")
+        if start >= end or runs[i, 2] > end - start:
+            raise ValueError(f"run {i} leaves the address space")
         if not _is_line(runs[i, 1], runs[i, 2], runs[i, 3]) or runs[i, 5] & FRAME_MASK:
             raise ValueError(f"run {i} has frames of more than 40 bits, or such flags")
         at = start + runs[i, 2]

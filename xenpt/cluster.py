@@ -42,7 +42,8 @@ def compute_on_cluster(
     closed = importlib.import_module("distributed.comm").CommClosedError
     lost = (distributed.KilledWorker, distributed.CancelledError, closed)
     with _quiet(), ExitStack() as stack:
-        client = stack.enter_context(_client(distributed, stack, min(workers, len(cases)), scheduler))
+        workers = min(workers, len(cases))  # more would have nothing to do
+        client = stack.enter_context(_client(distributed, stack, workers, scheduler))
         batches = _batches(cases, _nr_threads(client))
         tasks = {client.submit(compute_batch, batch, pure=False): batch for batch in batches}
         try:

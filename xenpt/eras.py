@@ -90,7 +90,7 @@ def parse_version(text: str) -> tuple[int, int, int]:
 
     :raises UsageError: no version, or one older than 3.0
     """
-    found = re.match(r"\s*([0-9]{1,9})\.([0-9]{1,9})(?:\.([0-9]{1,9}))?", text)
+    found = re.match(r"\s*([0-9]{1,9})\.([0-9]{1,9})(?![0-9])(?:\.([0-9]{1,9}))?", text)
     if not found:
         raise UsageError(f"Xen version {text!r}: expected something like 4.17")
     version = (int(found[1]), int(found[2]), int(found[3] or 0))

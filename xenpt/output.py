@@ -129,6 +129,8 @@ def complain(text: str) -> None:
 
 def printable(text: str) -> str:
     """`text` as one line of ASCII that does nothing to a terminal: the rest as escapes."""
+    if text.isascii() and text.isprintable():
+        return text
     return "".join(
         c if " " <= c <= "~" else c.encode("unicode_escape", "surrogatepass").decode() for c in text
     )

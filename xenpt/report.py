@@ -88,12 +88,10 @@ Report = list[Block]
 
 
 def lines(report: Iterable[Block], width: int = WIDTH) -> Iterator[Line]:
-    """All lines of a report."""
+    """All lines of a report; what a terminal would obey is an escape, wherever a text is from."""
     for block in report:
-        if isinstance(block, Line):
-            yield block
-        else:
-            yield from block.lines(width)
+        for line in [block] if isinstance(block, Line) else block.lines(width):
+            yield Line(printable(line.text), line.style)
 
 
 def plain(report: Iterable[Block]) -> str:

@@ -19,16 +19,15 @@ def require_room(nr_bytes: int, what: str) -> None:
     """Refuse what would not fit.
 
     :param nr_bytes: a guess, from counts times measured bytes
-    :param what: takes it, as the beginning of a sentence
+    :param what: what needs it, as the beginning of a sentence
     :raises NoRoomError: less is free
     """
     if nr_bytes < SMALL_BYTES:
         return
     free = free_bytes()
     if nr_bytes > free:
-        raise NoRoomError(
-            f"{what} would need about {format_size(nr_bytes)} of memory, {format_size(free)} are free"
-        )
+        needed = format_size(nr_bytes)
+        raise NoRoomError(f"{what} need about {needed} of memory, {format_size(free)} are free")
 
 
 def free_bytes() -> int:

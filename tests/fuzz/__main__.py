@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,7 +52,8 @@ def main() -> int:
     _say(f"{'target':<12}{'executions':>12}{'CPU seconds':>13}{'peak RSS':>12}{'crashes':>9}")
     crashes: dict[str, str] = {}
     for name in options.target or TARGETS:
-        tally = fuzz(name, options.time)
+        with tempfile.TemporaryDirectory(prefix="xenpt-fuzz-") as scratch:
+            tally = fuzz(name, options.time, scratch)
         peak = f"{tally.peak_bytes >> 20} MiB"
         counts = f"{tally.executions:>12,}{tally.seconds:>13.1f}{peak:>12}{len(tally.crashes):>9}"
         _say(f"{name:<12}{counts}")
@@ -61,8 +63,11 @@ def main() -> int:
     return 1 if crashes else 0
 
 
-def fuzz(name: str, seconds: float) -> Tally:
-    """Run one target for that many seconds of processor time, on after each crash."""
+def fuzz(name: str, seconds: float, scratch: str) -> Tally:
+    """Run one target for that many seconds of processor time, on after each crash.
+
+    :param scratch: folder for the files of the children, which end without cleaning up
+    """
     target, tally = TARGETS[name], Tally()
     corpus, kept = CORPUS / name, CRASHES / name
     corpus.mkdir(parents=True, exist_ok=True)
@@ -80,6 +85,7 @@ def fuzz(name: str, seconds: float) -> Tally:
                 f"-timeout={HANG_SECONDS}", "-rss_limit_mb=0", "-print_final_stats=1",
             ],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+            env=os.environ | {"TMPDIR": scratch},
         )  # fmt: skip
         assert child.stdout is not None
         said = child.stdout.read()
@@ -119,4 +125,7 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("fuzz: stopped; what crashed is in tests/fuzz/crashes")

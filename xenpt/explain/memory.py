@@ -219,7 +219,7 @@ def _frees(state: BootState) -> tuple[Range, ...]:
         WalkRules(skip_empty_entries=rules.skip_empty_entries, flat=not rules.depth_first),
     )
     nr = column(walk.events, "nr")
-    require_room(int(nr.sum()) * FREE_BYTES, "what Linux frees of the P->M list")
+    require_room(int(nr.sum()) * FREE_BYTES, "the pages that Linux frees of the P->M list")
     i = np.arange(int(nr.sum())) - np.repeat(np.cumsum(nr) - nr, nr)
     pfns = np.repeat(column(walk.events, "pfn"), nr) + i * np.repeat(
         column(walk.events, "step"), nr

@@ -18,7 +18,9 @@ from xenpt.inputs.files import MAX_LINE, MAX_LOG_BYTES, read_file
 
 Value = int | str | None
 
-_ESCAPES = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07]{0,256}\x07|[ -/]*[0-~])|[\x00\x07\x08]")
+_ESCAPES = re.compile(
+    r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07]{0,256}\x07|[ -/]*[0-~])|[\x00\x07\x08]"
+)
 #: What a log may have; no boot in tests/golden has more than 4,184 such lines.
 MAX_FACTS, MAX_BOOTS = 1 << 18, 1 << 8
 _XEN = "(XEN)"

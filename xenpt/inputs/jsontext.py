@@ -21,9 +21,7 @@ def parse_json(data: bytes, source: object) -> Any:
     if len(data) > MAX_BYTES:
         raise InputError(source, f"JSON of more than {MAX_BYTES >> 20} MiB")
     try:
-        found = json.loads(
-            data, parse_int=_whole, parse_float=_finite, parse_constant=_no_number
-        )
+        found = json.loads(data, parse_int=_whole, parse_float=_finite, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise InputError(source, f"not JSON: {error}") from None
     if _is_deeper(found, MAX_DEPTH):

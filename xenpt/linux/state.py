@@ -184,8 +184,9 @@ class BootState:
         return min(-(-(end - start) // PMD_SIZE), ENTRIES)
 
     def symbol(self, name: str) -> int | None:
-        """Virtual address of a kernel symbol, or None if it is not known."""
-        return (self.domain.plan.image.symbols or {}).get(name)
+        """Virtual address of a kernel symbol; None if it is not known, or not Linux's address."""
+        vaddr = (self.domain.plan.image.symbols or {}).get(name, 0)
+        return vaddr if vaddr >= START_KERNEL_MAP else None
 
     def symbol_pfn(self, name: str) -> int | None:
         """Frame of a kernel symbol, or None if it is not known."""
