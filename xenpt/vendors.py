@@ -112,7 +112,8 @@ class GuestNeed:
     """What libxl takes and asks for besides a guest's memory, in pages.
 
     :ivar pool: paging pool, taken from the host at creation (hap_set_allocation)
-    :ivar slack: for Xen's structures of the guest; a constant of libxl, not measured
+    :ivar slack: for Xen's structures of the guest; a constant of libxl, several times of what was
+        measured (docs/model.md)
     :ivar asked: what must be free for xl to start the guest, its memory included
     """
 

@@ -203,3 +203,23 @@ def test_unknown_host_is_an_error():
 def test_empty_dom0_mem_is_refused_not_ignored():
     with pytest.raises(UsageError, match="dom0_mem ''"):
         size("", 1000000)
+
+
+@pytest.mark.parametrize(
+    "extra_pages, frame_table_pages",
+    [
+        (0, 1536),  # 131072 frames of 48 bytes: 6 MiB, in three pages of 2 MiB
+        (1, 1536 + 1),
+        (86, 1536 + 2),  # 85 frames are 4080 bytes
+        (43691, 1536 + 512 + 1),  # 43691 frames are 2 MiB and 16 bytes
+        (131072, 3072),
+    ],
+)
+def test_frame_table_with_bigmem(extra_pages, frame_table_pages):
+    memory = host_memory(flat_e820(131072 + extra_pages), bigmem=True)
+    assert memory.frame_table == frame_table_pages
+
+
+def test_hole_of_a_group_has_no_frame_table_with_bigmem():
+    e820 = (Ram(0, 512 << 20), Ram(1 << 30, 1536 << 20))  # a group is 512 MiB
+    assert host_memory(e820, bigmem=True).frame_table == 2 * 1536

@@ -98,3 +98,16 @@ def test_what_xl_asks_for_is_whole_2_mib_and_covers_what_it_takes(kind):
         need = libxl_need(nr_pages, kind, 3, NEW)
         assert need.asked % 512 == 0
         assert nr_pages + need.pool + need.slack <= need.asked
+
+
+@pytest.mark.parametrize(
+    "kind, mib, vcpus, taken",  # real Xen 4.17.7, tools/guest_own.py; see docs/model.md
+    [
+        ("pv", 512, 1, 23), ("pv", 512, 4, 33), ("pvh", 512, 1, 815), ("pvh", 2048, 1, 2351),
+        ("pvh", 2048, 4, 3148),
+    ],
+)  # fmt: skip
+def test_real_guests_take_their_pool_and_part_of_the_slack(kind, mib, vcpus, taken):
+    need = libxl_need(mib * 256, kind, vcpus, NEW)
+    assert need.pool < taken < need.pool + need.slack
+    assert taken - need.pool < 80
