@@ -13,6 +13,7 @@ import numpy as np
 from xenpt.abi import (
     ENTRIES,
     ISA_END_ADDRESS,
+    L4_SIZE,
     PAGE_SHIFT,
     PTE_DIRTY,
     PTE_NX,
@@ -81,12 +82,21 @@ def address_space(state: BootState) -> AddressSpace:
     """
     if not state.highmap.ranges:  # Linux has not loaded its own tables yet
         return AddressSpace(state.domain.address_space, EMPTY)
-    parts = [_direct_map(state), state.initial_list.mapping, state.vmemmap, state.new_list]
+    parts = [_direct_map(state), _initial_list(state), state.vmemmap, state.new_list]
     held = [part for part in parts if part is not None]
     leaves = np.concatenate([part.leaves for part in held])
     tables = np.concatenate([static_tables(state), *(part.tables for part in held)])
     mapping = Mapping(coalesce(sort_leaves(leaves)), sort_tables(tables))
     return AddressSpace(mapping, np.concatenate((_kernel_aliases(state), state.aliases)))
+
+
+def _initial_list(state: BootState) -> Mapping | None:
+    """The list's mapping: of Xen's, one L4 entry was copied; Linux's own has all that it needs."""
+    listed = state.initial_list
+    if listed.mapping is None or listed.vaddr != int(state.domain.plan.mfn_list):
+        return listed.mapping
+    start = listed.vaddr // L4_SIZE * L4_SIZE
+    return listed.mapping.window(start, start + L4_SIZE)
 
 
 def _kernel_aliases(state: BootState) -> Runs:

@@ -23,7 +23,7 @@ from xenpt.cost import Cost
 from xenpt.engine import FreeWalk, WalkRules, walk_to_free
 from xenpt.extents import Ints, Mapping, column, entry_pages, join_ranges
 from xenpt.linux.directmap import KERNEL_PTE, frame_flags
-from xenpt.linux.memblock import Memblock, Regions
+from xenpt.linux.memblock import NO_REGIONS, Memblock, Regions
 from xenpt.linux.pagetable import clean_highmap
 from xenpt.linux.state import PMD_SIZE, RELOCATED_VADDR, BootState, LinuxPanic
 from xenpt.xen.hypercalls import Hypercalls
@@ -131,6 +131,8 @@ def _lost(mapping: Mapping, missing: Regions) -> Regions:
     So page 0 is freed, once for each of them, and they stay read-only and reserved. In large leaves
     and table pages there are none of these.
     """
+    if not missing.ranges:
+        return NO_REGIONS
     small = mapping.leaves[mapping.leaves["level"] == 1]
     first, nr = column(small, "pfn"), column(small, "nr")
     return Regions.of(
@@ -162,7 +164,8 @@ def _issue(
     cleared = _cleared_levels(state)
     if not hc.one_by_one:
         tables = walk.tables_freed
-        absent = sum(state.unmapped.clip(*freed).size for freed in frames_of(walk))
+        freed = Regions.of(frames_of(walk)) if state.unmapped.ranges else NO_REGIONS
+        absent = sum(freed.clip(start, end).size for start, end in state.unmapped)
         hc.update_va_mapping(0, None, KERNEL_PTE, nr=walk.pages_freed - absent)
         hc.mmu_update(2, None, 0, None, 0, nr=sum(tables[f"l{level}"] for level in cleared))
         for _ in hc.repeat(sum(tables.values()) if unpin else 0):

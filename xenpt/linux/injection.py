@@ -211,6 +211,8 @@ class Injection:
 
         So is a struct page whose own page has no frame, once it is initialised.
         """
+        if not state.missing.ranges and not state.unmapped.ranges:
+            return
         absent = Regions.of((*(state.missing - held_by_xen(state)), *state.unmapped))
         first = _first(_cleared(stage, before, state), absent)
         vaddr = None if first is None else state.va(first)

@@ -6,6 +6,7 @@ or missing throughout is not copied: one filler page of each kind, or one L1 tab
 mapped over and over. (Missing entries do not occur so early, but for those of a fault.)
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -27,10 +28,17 @@ from xenpt.abi import (
     table_slot,
 )
 from xenpt.cost import Cost
-from xenpt.extents import Ints, Mapping, Runs, make_runs, sort_leaves, sort_tables
+from xenpt.extents import (
+    Ints,
+    Mapping,
+    Runs,
+    make_runs,
+    sort_leaves,
+    sort_tables,
+)
 from xenpt.linux.directmap import KERNEL_PTE, kernel_ro_pte
 from xenpt.linux.memblock import NO_REGIONS, Regions
-from xenpt.linux.pages import Pages, placed
+from xenpt.linux.pages import Pages, again, joined, placed
 from xenpt.linux.pagetable import PAGE_KERNEL, page_kernel_ro
 from xenpt.linux.rules import GIB_PAGES
 from xenpt.linux.state import PMD_SIZE, BootState, LinuxPanic
@@ -90,8 +98,8 @@ class _Tree:
         `missing` and `missing_table`: those of missing entries
     :ivar tables: frames of the L2 and L3 tables by (level, number), and of the L1 tables of
         blocks that are only in part their own by (1, block)
-    :ivar copied: `placed` rows of P->M pages of their own, by page
-    :ivar own_l1: `placed` rows of L1 tables, by block
+    :ivar taken: `placed` rows of P->M pages of their own (0), by page; of L1 tables (1), by block;
+        of L2 tables (2), by their number in the area
     """
 
     def __init__(self, state: BootState, hc: Hypercalls, gone: Regions = NO_REGIONS) -> None:
@@ -107,8 +115,7 @@ class _Tree:
         self.tables: dict[tuple[int, int], int] = {}
         self.filler = self.filler_table = self.missing = self.missing_table = 0
         self.filler_tables: tuple[int, ...] = ()
-        self.copied: list[Ints] = []
-        self.own_l1: list[Ints] = []
+        self.taken: dict[int, list[Ints]] = {0: [], 1: [], 2: []}
 
     def make_fillers(self) -> None:
         """Pages of missing and of identity entries, and an L1 table full of each."""
@@ -132,9 +139,13 @@ class _Tree:
         kinds += [(a, b, partial(share, filler=self.missing_table)) for a, b in missing]
         kinds += [(a, b, mix) for a, b in touched - whole - missing]
         for first, end, verb in sorted(kinds, key=lambda kind: kind[0]):
-            while first < end:  # one L2 table at a time
+            while first < end:  # one L2 table at a time, or those of an L3 table that are alike
                 stop = min(end, (first // ENTRIES + 1) * ENTRIES)
                 verb(first, stop)
+                alike = min(end // ENTRIES, -(-stop // ENTRIES**2) * ENTRIES) * ENTRIES
+                if verb == self._copy_blocks and stop < alike:
+                    self._copy_tables(stop, alike)
+                    stop = alike
                 first = stop
 
     def invalidate(self, extra: Regions, own: Regions) -> None:
@@ -153,28 +164,40 @@ class _Tree:
                 self._copy_pages(first, stop, table)
                 first = stop
 
+    def _copy_tables(self, first: int, end: int) -> None:
+        """Blocks of whole L2 tables that are all their own, below an L3 table that is there."""
+        nr = (end - first) // ENTRIES
+        if self.pages.left < nr * (1 + ENTRIES * (1 + ENTRIES)):  # which page cannot be had?
+            for block in range(first, end, ENTRIES):
+                self._copy_blocks(block, block + ENTRIES)
+        self._alike(nr, ENTRIES, lambda block: self._copy_blocks(block, block + ENTRIES), first)
+
     def _copy_blocks(self, first: int, end: int) -> None:
         """Blocks of one L2 table that are all their own: page, L1 table, 511 pages of each."""
         own = Regions.of([(first * ENTRIES, end * ENTRIES)])
         self._mix_blocks(first, first + 1, own=own)
-        start, nr = self.pages.nr, end - first - 1
-        if not nr:
-            return
-        if self.pages.left < nr * (ENTRIES + 1):  # which page is it that cannot be had?
+        nr = end - first - 1
+        if self.pages.left < nr * (1 + ENTRIES):  # which page is it that cannot be had?
             self._mix_blocks(first + 1, end, own=own)
-        copied, own_l1 = self.copied, self.own_l1
-        self.copied, self.own_l1 = [], []
+        self._alike(nr, 1, lambda block: self._mix_blocks(block, block + 1, own=own), first + 1)
+
+    def _alike(self, nr: int, size: int, step: Callable[[int], None], first: int) -> None:
+        """Take `nr` steps of `size` blocks from block `first` on that need alike pages.
+
+        Where calls are only counted, the first step is taken, and stands for all.
+        """
+        start, taken = self.pages.nr, self.taken
+        self.taken = {kind: [] for kind in taken}
         for i in self.hc.repeat(nr):
-            page = (first + 1 + i) * ENTRIES
-            self._mix_blocks(first + 1 + i, first + 2 + i, own=Regions.of([(page, page + ENTRIES)]))
-        self.pages.skip(start + nr * (ENTRIES + 1) - self.pages.nr)
-        # Behind a block's L1 table come the rest of its pages and the first of the next block.
-        each = np.arange(nr)
-        rest, position = (first + 1 + each) * ENTRIES + 1, start + each * (ENTRIES + 1) + 2
-        copied.append(placed((first + 1) * ENTRIES, start, 1))
-        copied.append(placed(rest, position, np.where(each < nr - 1, ENTRIES, ENTRIES - 1)))
-        own_l1.append(placed(first + 1, start + 1, nr, ENTRIES + 1))
-        self.copied, self.own_l1 = copied, own_l1
+            step(first + i * size)
+            if i == 0:
+                pace = self.pages.nr - start
+                alike = {kind: joined(rows) for kind, rows in self.taken.items() if rows}
+        if nr > 0:
+            self.pages.skip(start + nr * pace - self.pages.nr)
+            for kind, rows in alike.items():
+                taken[kind].append(again(rows, nr, size * ENTRIES >> (TABLE_SHIFT * kind), pace))
+        self.taken = taken
 
     def _mix_blocks(self, first: int, end: int, *, own: Regions) -> None:
         """Blocks page by page; a page is allocated before the table that it needs."""
@@ -182,7 +205,7 @@ class _Tree:
             page, stop = block * ENTRIES, (block + 1) * ENTRIES
             copied = own.clip(page, stop)
             if copied.meets(page, page + 1):
-                self.copied.append(placed(page, self.pages.nr, 1))
+                self.taken[0].append(placed(page, self.pages.nr, 1))
                 data = self.pages.next()
                 table = self._hook_l1(page, TABLE_PROT)
                 self.hc.mmu_update(1, table, 0, data, PAGE_KERNEL)
@@ -214,7 +237,7 @@ class _Tree:
     def _copy_pages(self, first: int, end: int, table: int) -> None:
         stop = self.pages.nr + max(end - first, 0)
         if first < end:
-            self.copied.append(placed(first, self.pages.nr, end - first))
+            self.taken[0].append(placed(first, self.pages.nr, end - first))
         for i in self.hc.repeat(end - first):
             self.hc.mmu_update(1, table, (first + i) % ENTRIES, self.pages.next(), PAGE_KERNEL)
         self.pages.skip(stop - self.pages.nr)
@@ -222,7 +245,7 @@ class _Tree:
     def _hook_l1(self, page: int, flags: int, *, copied: bool = False) -> int:
         vaddr = self._vaddr(page)
         upper = self._upper(2, vaddr)
-        self.own_l1.append(placed(page // ENTRIES, self.pages.nr, 1))
+        self.taken[1].append(placed(page // ENTRIES, self.pages.nr, 1))
         table = self._announced_l1(self.pages.next(self._no_table), copied=copied)
         self.hc.mmu_update(2, upper, table_slot(vaddr, 2), table, flags)
         self.tables[1, page // ENTRIES] = table
@@ -248,6 +271,9 @@ class _Tree:
         key = level, vaddr >> (PAGE_SHIFT + TABLE_SHIFT * level)
         if key not in self.tables:
             parent = self._upper(level + 1, vaddr)
+            if level == 2:
+                number = (vaddr - self._vaddr(0)) // (PAGE_SIZE * ENTRIES**2)
+                self.taken[2].append(placed(number, self.pages.nr, 1))
             pfn = self.tables[key] = self.pages.next(self._no_table)
             self.hc.clear_page(pfn)
             self.hc.update_va_mapping(self.state.va(pfn), pfn, self.read_only)
@@ -261,15 +287,15 @@ class _Tree:
         :param own: P->M pages of their own
         """
         top, ro_pte = self.state.rules.vmalloc_start >> PAGE_SHIFT, kernel_ro_pte(self.state.rules)
-        pages, l1 = np.concatenate(self.copied), np.concatenate(self.own_l1)
-        blocks = Regions.of((block, block + nr) for block, _, nr, _ in l1.tolist())
+        rows = {kind: np.concatenate(pieces) for kind, pieces in self.taken.items()}
+        blocks = Regions.of((block, block + nr) for block, _, nr, _ in rows[1].tolist())
         filled = Regions.of((a * ENTRIES, b * ENTRIES) for a, b in blocks) - own
         shared = Regions.of([(0, nr_blocks)]) - blocks
         leaves = [(top + a, filler, b - a, 0, 1, ro_pte) for a, b, filler in self._fillers(filled)]
         tables = [
             (number << (TABLE_SHIFT * level), pfn, 1, 1, level, TABLE_PROT)
             for (level, number), pfn in self.tables.items()
-            if level > 1
+            if level == 3
         ]
         aliases = []
         missing = _whole_blocks(self.gone)
@@ -284,14 +310,14 @@ class _Tree:
             leaves.append((top + first * ENTRIES, page, ENTRIES, 0, 1, ro_pte))
             for a, b in blocks.remove(first, first + 1):
                 aliases.append((top + a * ENTRIES, table, b - a, 0, 2, TABLE_PROT))
-        pages[:, 0] += top
-        l1[:, 0] = top + l1[:, 0] * ENTRIES
-        copied = self.pages.place([pages], 1, KERNEL_PTE, tables=False)
-        own_l1 = self.pages.place([l1], 1, TABLE_PROT, tables=True)
+        for kind, of_kind in rows.items():
+            of_kind[:, 0] = top + of_kind[:, 0] * ENTRIES**kind
+        copied = self.pages.place([rows[0]], 1, KERNEL_PTE, tables=False)
+        own_tables = [self.pages.place([rows[n]], n, TABLE_PROT, tables=True) for n in (1, 2)]
         return (
             Mapping(
                 sort_leaves(np.concatenate((copied, make_runs(leaves)))),
-                sort_tables(np.concatenate((own_l1, make_runs(tables)))),
+                sort_tables(np.concatenate((*own_tables, make_runs(tables)))),
             ),
             make_runs(aliases),
         )

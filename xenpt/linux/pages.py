@@ -7,7 +7,7 @@ import numpy as np
 
 from xenpt.abi import PAGE_SHIFT, PAGE_SIZE
 from xenpt.errors import XenptError
-from xenpt.extents import Ints, Runs, entry_pages, run_array
+from xenpt.extents import Ints, Runs, entry_pages, run_array, sort_leaves
 from xenpt.linux.memblock import Memblock, Range
 
 _NO_ROWS = np.empty((0, 4), np.int64)
@@ -21,6 +21,27 @@ def placed(first: Ints | int, position: Ints | int, nr: Ints | int, pace: int = 
     rows = np.empty((np.size(first), 4), np.int64)
     rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 3] = first, position, nr, pace
     return rows
+
+
+def joined(rows: Sequence[Ints]) -> Ints:
+    """Pieces of such rows in one; a row that goes on where the last one ends becomes part of it."""
+    whole = np.concatenate(rows)
+    first, position, nr, pace = whole.T
+    goes_on = (first[:-1] + nr[:-1] == first[1:]) & (position[:-1] + nr[:-1] == position[1:])
+    goes_on &= (pace[:-1] == 1) & (pace[1:] == 1)
+    start = np.flatnonzero(np.append(True, ~goes_on))
+    out: Ints = whole[start]
+    out[:, 2] = np.add.reduceat(nr, start)
+    return out
+
+
+def again(rows: Ints, nr: int, shift: int, pace: int) -> Ints:
+    """The rows `nr` times, each time for what lies `shift` further, with pages `pace` later."""
+    if shift == 1 and len(rows) == 1 and rows[0, 2] == 1:
+        return placed(int(rows[0, 0]), int(rows[0, 1]), nr, pace)
+    moves = np.arange(nr)[:, np.newaxis, np.newaxis] * np.array([shift, pace, 0, 0])
+    repeated: Ints = (rows + moves).reshape(-1, 4)
+    return repeated
 
 
 class Pages:
@@ -96,9 +117,8 @@ class Pages:
             nr[: len(cut)][cut] = kept
         at = np.searchsorted(bounds, position, side="right") - 1
         ends = np.array([end for _, end in self._taken], np.int64)
-        order = np.argsort(vpn, kind="stable")
-        pfn = (ends[at] - 1 - (position - bounds[at]))[order]
-        return run_array(vpn[order], pfn, nr[order], -pace[order], level, np.uint64(flags))
+        pfn = ends[at] - 1 - (position - bounds[at])
+        return sort_leaves(run_array(vpn, pfn, nr, -pace, level, np.uint64(flags)))
 
     @property
     def ranges(self) -> tuple[Range, ...]:
