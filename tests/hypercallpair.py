@@ -36,8 +36,16 @@ from xenpt.xen.memory import Memory
 from xenpt.xen.rules import PageTables
 
 FIRST, END, TOP = 16, 40, 64  # the domain's frames; the end of host memory
-IO = range(8, 10)
-MFNS = [*range(FIRST, END), 5, 8, 45, TOP, (1 << 40) - 1]  # foreign, I/O, foreign, none, all ones
+IO, READ_ONLY = range(8, 10), range(9, 10)
+MFNS = [
+    *range(FIRST, END),
+    5,
+    8,
+    9,
+    45,
+    TOP,
+    (1 << 40) - 1,
+]  # foreign, I/O, foreign, none, all ones
 SLOTS = (0, 1, 2, 255, 256, 271, 272, 511)
 #: What Linux uses, with and without each bit that decides something; and every bit that is refused.
 FLAGS = (
@@ -56,10 +64,12 @@ class Pair:
     """The model and the machine, which get the same calls."""
 
     def __init__(self, *, privileged: bool) -> None:
-        frames = FrameTable(TOP, [(IO.start, IO.stop)])
+        frames = FrameTable(TOP, [(IO.start, IO.stop)], [(READ_ONLY.start, READ_ONLY.stop)])
         frames.fill(FIRST, END, ALLOCATED, 0)
         self.machine = CheckedMachine(PageTables(frames, Memory(), iomem=privileged))
-        self.model = XenModel(FIRST, END, io=IO, top=TOP, privileged=privileged)
+        self.model = XenModel(
+            FIRST, END, io=IO, top=TOP, privileged=privileged, read_only=READ_ONLY
+        )
         self.answers: list[tuple[str, int]] = []
 
     def call(self, name: str, *args: Any) -> None:
@@ -172,7 +182,8 @@ class RandomCalls:
         return self.random.choice(found) if found and self.random.random() < 0.9 else self.any()
 
     def any(self) -> int:
-        return self.random.choice(MFNS)
+        mfn: int = self.random.choice(MFNS)
+        return mfn
 
     def word(self, level: int) -> int:
         r = self.random

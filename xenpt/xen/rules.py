@@ -264,7 +264,7 @@ class PageTables:
             raise refusal
         mfn = entry_mfn(entry)
         if self.frames.is_io(mfn):
-            return entries.uncached_flips(entry)
+            return entries.io_flips(entry, self.frames)
         if entry & PTE_RW:
             self.get_page_type(mfn, PGT_WRITABLE_PAGE)
         self.get_page(mfn)
