@@ -8,6 +8,7 @@ import pytest
 
 from xenpt.domuplan import plan_domu
 from xenpt.errors import MappingError, RefusedError, UsageError
+from xenpt.extents import expand
 from xenpt.inputs.config import Host, Ram
 from xenpt.inputs.kernel import default_kernel
 from xenpt.linux import PROFILES, SEED, V4_1, V4_3, V6_1, V6_12, Boot, Stage, with_rules
@@ -60,6 +61,11 @@ def test_small_guests_are_checked_unless_told_otherwise():
     assert Boot(domain(CHECKED_PAGES + 1), check=True).checked == {"calls": 0, "words": 0}
 
 
+def test_a_guest_that_is_too_large_is_refused_before_any_memory_is_taken():
+    with pytest.raises(UsageError, match="--check: 64 TiB is more than 64 GiB"):
+        Boot(domain(1 << 34), check=True)
+
+
 def test_a_list_that_moves_is_built_under_the_rules():
     for rules in (V4_3, V6_1, V6_12):
         boot = Boot(domain(), rules=rules, e820=HOLE_OVER_THE_LIST, check=True).run()
@@ -87,6 +93,8 @@ def test_a_list_whose_tables_stay_writable_makes_linux_die_of_its_direct_map():
     boot = Boot(domain(), rules=rules, check=True).run()
     assert boot.verdict == "panics"
     assert boot.panic.startswith("kernel BUG in init_mem_mapping: Xen answers -EBUSY: Bad type")
+    tables = expand(boot.domain.p2m_map.tables, tables=True)
+    assert any(f"(pfn {pfn:05x}); Could not get" in boot.panic for pfn in tables["pfn"].tolist())
     assert Boot(domain(), rules=rules, check=False).run().verdict == "boots"
 
 

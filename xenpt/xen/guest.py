@@ -53,12 +53,17 @@ class Guest:
         self.p2m = _clear_of(domain.p2m, self._io)
         image = materialise(domain.address_space, self.p2m)
         order = np.argsort(-image.level.astype(np.int64), kind="stable")
+        initial_domain = bool(domain.plan.flags & SIF_INITDOMAIN)
         self.machine = machine_of(
-            self.fresh_frames(), image.mfn[order], image.level[order], image.pages[order]
+            self.fresh_frames(),
+            image.mfn[order],
+            image.level[order],
+            image.pages[order],
+            # A guest that gets a host's map (e820_host) has devices, and so rights to I/O memory.
+            iomem=initial_domain or bool(e820),
+            domid=0 if initial_domain else 1,
+            p2m=self.p2m,
         )
-        # A guest that gets a host's map (e820_host) has devices, and so rights to I/O memory.
-        privileged = bool(domain.plan.flags & SIF_INITDOMAIN)
-        self.machine.tables.iomem = privileged or bool(e820)
         self._mfn = _frames_by_pfn(self.p2m)
         self.nr_calls = 0
 
