@@ -16,6 +16,7 @@ from xenpt.linux.boot import CHECKED_PAGES
 from xenpt.linux.memblock import Regions
 from xenpt.linux.stages import STAGES
 from xenpt.linux.standins import with_stand_ins
+from xenpt.linux.state import NotModelled
 from xenpt.plan import plan_dom0
 from xenpt.xen.dom0 import build
 from xenpt.xen.domu import build_domu
@@ -121,6 +122,31 @@ def test_a_moved_list_must_be_unpinned():
     boot = Boot(domain(), rules=rules, e820=HOLE_OVER_THE_LIST, check=True)
     boot._check_unpin = id  # looks at nothing
     assert boot.run().panic.startswith("kernel BUG in p2m_free: Xen answers -EBUSY: Bad type")
+
+
+def test_a_list_in_the_last_l4_slot_is_out_of_reach():
+    """F2e copies the L4 entry of slots 1 to 510 alone."""
+    for rules in (SEED, V6_1):
+        for check in (True, False):
+            boot = Boot(domain(init_p2m=0xFFFFFF8000000000), rules=rules, check=check).run()
+            assert boot.panic == "Hardware Dom0 halted: halting machine"
+            assert boot.results == []
+
+
+@pytest.mark.parametrize(
+    "rules, vaddr, area",
+    [
+        (SEED, 0xFFFF880000000000, "direct map"),
+        (V6_1, 0xFFFF888000000000, "direct map"),
+        (V6_1, 0xFFFFC90000000000, "vmalloc area"),
+        (V6_1, 0xFFFFEA0000000000, "struct pages"),
+    ],
+)
+def test_a_list_where_linux_has_an_area_of_its_own_is_not_modelled(rules, vaddr, area):
+    boot = Boot(domain(init_p2m=vaddr), rules=rules)
+    with pytest.raises(NotModelled, match=f"{vaddr:#x} lies in Linux's {area}"):
+        boot.run()
+    assert Boot(domain(init_p2m=0xFFFF880000000000), rules=V6_1).run().verdict == "boots"
 
 
 # --- A model that is wrong -----------------------------------------------------------------------

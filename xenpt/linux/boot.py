@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from xenpt.abi import ENTRIES, PAGE_SHIFT, PAGE_SIZE, START_KERNEL_MAP, pfn_up, table_slot
+from xenpt.abi import ENTRIES, PAGE_SHIFT, PAGE_SIZE, START_KERNEL_MAP, pfn_up
 from xenpt.cost import Cost
 from xenpt.errors import PanicError, RefusedError, UsageError
 from xenpt.extents import Mapping
@@ -20,7 +20,7 @@ from xenpt.linux.checkedboot import CheckedBoot
 from xenpt.linux.cleanup import Cleanup, free_list, p2m_free
 from xenpt.linux.e820 import end_of_ram, in_one_ram_entry
 from xenpt.linux.memblock import Memblock
-from xenpt.linux.pagetable import cleanup_highmap, setup_kernel_pagetable
+from xenpt.linux.pagetable import cleanup_highmap, copies_l4_entry, setup_kernel_pagetable
 from xenpt.linux.rules import MAINLINE, LinuxRules
 from xenpt.linux.setup import MAXMEM_PAGES
 from xenpt.linux.stages import STAGES, Stage
@@ -337,16 +337,16 @@ def free_initial_p2m(
 def _dies_in(state: BootState) -> Stage | None:
     """Stage whose first access to the P->M list faults, or None (SPEC F2e, I13).
 
-    Linux copies one L4 entry, and never that of slot 0 (v4.1 copies none). Once its own tables are
-    loaded it reads no entry behind that slot; in the direct map it reads those of all pages, the
-    highest first.
+    Linux copies one L4 entry, and never that of slot 0 or 511 (v4.1 copies none). Once its own
+    tables are loaded it reads no entry behind that slot; in the direct map it reads those of all
+    pages, the highest first.
     """
     if state.domain.p2m_map is None:
         return None
     start = int(state.domain.plan.mfn_list)
     slot_bytes = PAGE_SIZE * ENTRIES**3
     reachable = (slot_bytes - start % slot_bytes) // 8
-    copied = state.rules.graft_initial_p2m and table_slot(start, 4) > 0
+    copied = state.rules.graft_initial_p2m and copies_l4_entry(start)
     if not copied or reachable < state.pt_pfns[1]:
         return Stage.SETUP_KERNEL_PAGETABLE
     return Stage.INIT_MEM_MAPPING if reachable < state.nr_pages else None
