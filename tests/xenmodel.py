@@ -38,15 +38,26 @@ class Frame:
 
 
 class XenModel:
-    """Frames [first, end) are the domain's; those of `io` are no RAM, nor those from `top` on."""
+    """Frames [first, end) are the domain's; those of `io` are no RAM, nor those from `top` on.
+
+    Nobody may write to those of `read_only`, which are no RAM, either.
+    """
 
     def __init__(
-        self, first: int, end: int, *, io: Sequence[int], top: int, privileged: bool
+        self,
+        first: int,
+        end: int,
+        *,
+        io: Sequence[int],
+        top: int,
+        privileged: bool,
+        read_only: Sequence[int] = (),
     ) -> None:
         self.frames = {mfn: Frame() for mfn in range(first, end)}
         self.words: dict[int, dict[int, int]] = {mfn: {} for mfn in range(first, end)}
         self.linear = dict.fromkeys(range(first, end), 0)
         self.io, self.top, self.privileged = io, top, privileged
+        self.read_only = read_only
         self.m2p: dict[int, int] = {}
         self.base = self.user_base = 0
         self.gdt: tuple[int, ...] = ()
@@ -166,7 +177,8 @@ class XenModel:
                 raise Refused(EINVAL if mfn == FRAME_BITS >> 12 else EPERM)
             mode = word & (PWT | PCD | PAT)
             cacheable = mode in (0, PWT, PAT | PWT)  # write-back, write-through, write-protect
-            return mode ^ (PWT | PCD) if cacheable else 0
+            cached = mode ^ (PWT | PCD) if cacheable else 0
+            return cached | (word & RW if mfn in self.read_only else 0)
         if not self.owned(mfn):
             raise Refused(EBUSY)
         if word & RW:

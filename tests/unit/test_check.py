@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 
 from xenpt.abi import L1_PROT_DOM0, PAGE_SHIFT, PTE_PSE, PTE_RW, PTE_USER, TABLE_PROT
-from xenpt.extents import P2M, Mapping, make_runs
+from xenpt.domuplan import plan_domu
+from xenpt.extents import P2M, Mapping, expand, make_runs
 from xenpt.image import materialise
-from xenpt.inputs.kernel import default_kernel
+from xenpt.inputs.config import Host
+from xenpt.inputs.kernel import Kernel, default_kernel
 from xenpt.plan import plan_dom0
 from xenpt.xen.audit import check_image
 from xenpt.xen.check import Mapped, RuleError, violations
 from xenpt.xen.dom0 import build
+from xenpt.xen.domu import build_domu
 
 READ_ONLY = L1_PROT_DOM0 & ~PTE_RW
 #: Two pages at 0 and 0x1000, mapped by tables in frames 3 to 6; frame 3 is read-only at 0x2000.
@@ -140,6 +143,33 @@ def test_invariants_of_a_built_domain():
     assert "initial mapping" in rules(built, total=(start, end - (4 << 20)))
     assert rules(built, nr_p2m_frames=513) == {"list frames"}
     assert rules(built, nr_pages=built.plan.nr_pages + 1, given_p2m=built.p2m) == {"P->M list"}
+
+
+def compat(xen):
+    kernel = Kernel(
+        bits=32, pae="extcr3", virt_base=0xC0000000, virt_kstart=0xC0100000, virt_kend=0xC0679B00,
+        entry=0xC0100000, paddr=(0x100000, 0x679B00), segments=(), machine=3,
+    )  # fmt: skip
+    return build(plan_dom0(kernel, Host(xen=xen), nr_pages=1 << 17))
+
+
+@pytest.mark.parametrize(
+    "built, first",
+    [
+        (domain(), [4, 1, 2, 3]),
+        (compat("4.1.0"), [1, 2, 3]),
+        (compat("4.17"), [3, 1, 2]),
+        (build_domu(plan_domu(default_kernel(), nr_pages=1 << 17)), [4, 3, 2, 1]),
+    ],
+)
+def test_the_first_tables_have_their_builders_order(built, first):
+    """SPEC I3; two tables that change places are found."""
+    tables = expand(built.initial.tables, tables=True)
+    order = np.argsort(tables["pfn"])
+    assert tables["level"][order][: len(first)].tolist() == first
+    assert rules(built) == set()
+    tables["pfn"][order[[0, 1]]] = tables["pfn"][order[[1, 0]]]
+    assert rules(built, initial=Mapping(built.initial.leaves, tables)) == {"table order"}
 
 
 def test_invariants_of_the_frames_of_a_built_domain():

@@ -312,6 +312,18 @@ def test_room_that_the_domain_does_not_have_is_no_room():
     assert boot.panic == "Hardware Dom0 halted: halting machine"
 
 
+def test_a_frame_that_moves_to_a_page_without_a_table_ends_the_boot():
+    """609 frames leave holes for pfns from 0xa5a0 on, as that RAM begins inside page 0xa59f; Linux
+    keeps one page less than those, [0xa5a0, 0xa800), and 0xa800 begins the next 2 MiB.
+    """
+    low = [Ram(0, 0x9F000), Ram(0x100000, 0x9000000), Ram(0x9200000, 0xA000000)]
+    built = domain(0xA000)
+    boot = Boot(built, e820=[*low, Ram(0xA59F800, 8 << 30)], max_reservation=0xA000).run()
+    assert boot.panic.endswith("Failed to update kvirt mapping for pfn=43008")  # 0xa800
+    aligned = [*low, Ram(0xA5A0000, 8 << 30)]
+    assert Boot(built, e820=aligned, max_reservation=0xA000).run().verdict == "boots"
+
+
 def test_frames_without_room_behind_are_released_one_by_one():
     """A map with holes but no RAM behind nr_pages: XENMEM_decrease_reservation for each."""
     e820 = [Ram(0, 0x9FC00), Ram(1 << 20, 1 << 30)]

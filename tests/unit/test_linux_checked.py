@@ -8,6 +8,7 @@ import pytest
 
 from xenpt.domuplan import plan_domu
 from xenpt.errors import MappingError, RefusedError, UsageError
+from xenpt.extents import expand
 from xenpt.inputs.config import Host, Ram
 from xenpt.inputs.kernel import default_kernel
 from xenpt.linux import PROFILES, SEED, V4_1, V4_3, V6_1, V6_12, Boot, Stage, with_rules
@@ -15,6 +16,7 @@ from xenpt.linux.boot import CHECKED_PAGES
 from xenpt.linux.memblock import Regions
 from xenpt.linux.stages import STAGES
 from xenpt.linux.standins import with_stand_ins
+from xenpt.linux.state import NotModelled
 from xenpt.plan import plan_dom0
 from xenpt.xen.dom0 import build
 from xenpt.xen.domu import build_domu
@@ -60,6 +62,11 @@ def test_small_guests_are_checked_unless_told_otherwise():
     assert Boot(domain(CHECKED_PAGES + 1), check=True).checked == {"calls": 0, "words": 0}
 
 
+def test_a_guest_that_is_too_large_is_refused_before_any_memory_is_taken():
+    with pytest.raises(UsageError, match="--check: 64 TiB is more than 64 GiB"):
+        Boot(domain(1 << 34), check=True)
+
+
 def test_a_list_that_moves_is_built_under_the_rules():
     for rules in (V4_3, V6_1, V6_12):
         boot = Boot(domain(), rules=rules, e820=HOLE_OVER_THE_LIST, check=True).run()
@@ -87,6 +94,8 @@ def test_a_list_whose_tables_stay_writable_makes_linux_die_of_its_direct_map():
     boot = Boot(domain(), rules=rules, check=True).run()
     assert boot.verdict == "panics"
     assert boot.panic.startswith("kernel BUG in init_mem_mapping: Xen answers -EBUSY: Bad type")
+    tables = expand(boot.domain.p2m_map.tables, tables=True)
+    assert any(f"(pfn {pfn:05x}); Could not get" in boot.panic for pfn in tables["pfn"].tolist())
     assert Boot(domain(), rules=rules, check=False).run().verdict == "boots"
 
 
@@ -113,6 +122,31 @@ def test_a_moved_list_must_be_unpinned():
     boot = Boot(domain(), rules=rules, e820=HOLE_OVER_THE_LIST, check=True)
     boot._check_unpin = id  # looks at nothing
     assert boot.run().panic.startswith("kernel BUG in p2m_free: Xen answers -EBUSY: Bad type")
+
+
+def test_a_list_in_the_last_l4_slot_is_out_of_reach():
+    """F2e copies the L4 entry of slots 1 to 510 alone."""
+    for rules in (SEED, V6_1):
+        for check in (True, False):
+            boot = Boot(domain(init_p2m=0xFFFFFF8000000000), rules=rules, check=check).run()
+            assert boot.panic == "Hardware Dom0 halted: halting machine"
+            assert boot.results == []
+
+
+@pytest.mark.parametrize(
+    "rules, vaddr, area",
+    [
+        (SEED, 0xFFFF880000000000, "direct map"),
+        (V6_1, 0xFFFF888000000000, "direct map"),
+        (V6_1, 0xFFFFC90000000000, "vmalloc area"),
+        (V6_1, 0xFFFFEA0000000000, "struct pages"),
+    ],
+)
+def test_a_list_where_linux_has_an_area_of_its_own_is_not_modelled(rules, vaddr, area):
+    boot = Boot(domain(init_p2m=vaddr), rules=rules)
+    with pytest.raises(NotModelled, match=f"{vaddr:#x} lies in Linux's {area}"):
+        boot.run()
+    assert Boot(domain(init_p2m=0xFFFF880000000000), rules=V6_1).run().verdict == "boots"
 
 
 # --- A model that is wrong -----------------------------------------------------------------------

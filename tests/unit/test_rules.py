@@ -161,6 +161,19 @@ def test_memory_that_is_no_ram_is_for_dom0_and_made_uncached():
     assert refusal(guest.update_va_mapping, VADDR, everything | WRITABLE) == (EINVAL, ())
 
 
+def test_memory_that_nobody_may_write_is_mapped_read_only():
+    """E3, mmio_ro_ranges: RW is taken from the entry, and the call succeeds."""
+    frames = FrameTable(64, [(0, 8)], [(3, 4), (70, 80)])
+    frames.fill(16, 32, ALLOCATED, 0)
+    domain = CheckedMachine(PageTables(frames, Memory()))
+    domain.store(L1, 1, 3 << 12 | 0x63)  # validated with the table
+    domain.mmuext_op([(MMUEXT_PIN_L1_TABLE, L1, 0)])
+    domain.mmu_update([(ptr(L1, 2), 3 << 12 | 0x63), (ptr(L1, 3), 75 << 12 | 0x67)])
+    domain.mmu_update([(ptr(L1, 4), 3 << 12 | 0x61), (ptr(L1, 5), 2 << 12 | 0x63)])
+    words = domain.tables.memory.words(L1)
+    assert [int(word) & 0xFFF for word in words[1:6]] == [0x7D, 0x7D, 0x17D, 0x7D, 0x7F]
+
+
 def test_pins_are_set_and_taken_once():
     domain = machine()
     assert refusal(domain.mmuext_op, [(MMUEXT_PIN_L4_TABLE, L4, 0)]) == (

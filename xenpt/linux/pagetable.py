@@ -29,7 +29,7 @@ from xenpt.errors import UsageError
 from xenpt.extents import Runs, column, expand, make_runs, tables_of
 from xenpt.linux.memblock import Regions
 from xenpt.linux.rules import LinuxRules
-from xenpt.linux.state import EARLY_IOREMAP, PMD_SIZE, BootState, LinuxPanic
+from xenpt.linux.state import EARLY_IOREMAP, PMD_SIZE, BootState, LinuxPanic, NotModelled
 from xenpt.xen.hypercalls import Hypercalls
 
 #: PAGE_KERNEL without GLOBAL, which a PV guest does not use.
@@ -39,10 +39,35 @@ _BEYOND_FIRST_GIB = (
     "mapping, which is all that Linux keeps"
 )
 SAVED_DIRTY = 1 << 58
+#: What Linux maps in whole L4 slots: the flag with its start, a name, bytes (x86_64/mm.rst).
+_AREAS = (
+    ("page_offset", "direct map", 64 << 40),
+    ("vmalloc_start", "vmalloc area", 32 << 40),
+    ("vmemmap_start", "struct pages", 1 << 40),
+)
 _LEVEL3_KERNEL = 511 << (3 * TABLE_SHIFT) | 0xFFFF << 36  # vpn of L4 slot 511
 _FIXMAP = START_KERNEL_MAP + (1 << 30)
 _LEVEL1_FIXMAP = 506  # its first slot in level2_fixmap_pgt
 _STATIC_TABLES = 4  # whose entries are turned from pfns into mfns: L4, two L3, level2_fixmap_pgt
+
+
+def copies_l4_entry(mfn_list: int) -> bool:
+    """Whether Linux takes over the list's L4 entry: that of the first or last slot it does not."""
+    return 0 < table_slot(mfn_list, LEVELS) < ENTRIES - 1
+
+
+def _check_place(state: BootState) -> None:
+    """No list may take an L4 entry of Linux's own areas, or lose its entry to them.
+
+    No kernel asks for such a place.
+    """
+    vaddr = int(state.domain.plan.mfn_list)
+    for rule, name, size in _AREAS:
+        start = getattr(state.rules, rule)
+        if start <= vaddr < start + size:
+            raise NotModelled(
+                f"the P->M list at {vaddr:#018x} lies in Linux's {name}, which is not modelled"
+            )
 
 
 def page_kernel_ro(rules: LinuxRules) -> int:
@@ -66,6 +91,7 @@ def setup_kernel_pagetable(state: BootState, hc: Hypercalls) -> tuple[BootState,
     Models xen_setup_kernel_pagetable() in arch/x86/xen/mmu_pv.c; SPEC F2, golden rule 15.
 
     :raises LinuxPanic: tables that go back lie where Linux no longer has them mapped
+    :raises NotModelled: the list is where Linux has an area of its own
     """
     rules = state.rules
     pt_start, pt_end = state.pt_pfns
@@ -74,7 +100,9 @@ def setup_kernel_pagetable(state: BootState, hc: Hypercalls) -> tuple[BootState,
     max_pfn_mapped = (
         state.p2m_frames[0] if outside and rules.graft_initial_p2m else state.pfn(mfn_list)
     )
-    grafted = outside and rules.graft_initial_p2m and 0 < table_slot(mfn_list, 4) < ENTRIES - 1
+    grafted = outside and rules.graft_initial_p2m and copies_l4_entry(mfn_list)
+    if grafted:
+        _check_place(state)
     if not rules.auto_translated:
         _load_own_tables(state, hc, grafted=grafted)
     recovered = _recover_pages(state, hc)

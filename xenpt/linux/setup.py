@@ -8,6 +8,7 @@ pfns at the end; what lies beyond is kept for ballooning. SPEC F3.
 from dataclasses import replace
 
 from xenpt.abi import (
+    ENTRIES,
     ISA_END_ADDRESS,
     ISA_START_ADDRESS,
     PAGE_SHIFT,
@@ -40,7 +41,7 @@ from xenpt.linux.e820 import (
 from xenpt.linux.memblock import Regions
 from xenpt.linux.pagetable import PAGE_KERNEL
 from xenpt.linux.relocate import exchange_nvs, resolve_conflicts
-from xenpt.linux.state import BootState, NotModelled, Remap
+from xenpt.linux.state import PMD_SIZE, BootState, LinuxPanic, NotModelled, Remap
 from xenpt.xen.hypercalls import Hypercalls
 
 GROUP_WORDS = 3  # of a group's first frame, which lists the group behind them
@@ -50,6 +51,7 @@ MAXMEM_PAGES = 1 << 34
 #: some configurations. So much is there in any case.
 LOWMEM_32_BIT_PAGES = (512 << 20) >> PAGE_SHIFT
 DOMU_SLACK_BYTES = 8 << 20  # RAM that an unprivileged domain adds where Xen has no map for it
+_NO_TABLE = "kernel BUG in xen_update_mem_tables(): Failed to update kvirt mapping for"
 LOW_RESERVED_BYTES = 64 << 10  # CONFIG_X86_RESERVE_LOW
 _NOT_EXCHANGED = (
     "ACPI NVS memory lay where Xen has put kernel or page tables; this Linux has exchanged it for "
@@ -133,11 +135,15 @@ def remap_memory(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]:
     xen_remap_memory().
 
     :raises NotModelled: the list's entries of exchanged memory are to be set, too
+    :raises LinuxPanic: a new pfn has no table in the direct map (see _unmapped_target)
     """
     if state.exchanged:
         raise NotModelled(_NOT_EXCHANGED)
     if not state.remaps:
         return state, Cost()
+    pfn = _unmapped_target(state)
+    if pfn is not None:
+        raise LinuxPanic(f"{_NO_TABLE} pfn={pfn}")
     groups = [group for remap in state.remaps for group in _groups(state, remap)]
     buffer = state.symbol("xen_remap_buf")
     memory_end = state.memblock.memory.ranges[-1][1] >> PAGE_SHIFT  # high_memory
@@ -160,6 +166,21 @@ def remap_memory(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]:
         replace(state, memblock=memblock, extra=extra, moved=state.remaps),
         Cost(by_type=dict(hc.by_type), pages_freed=moved),
     )
+
+
+def _unmapped_target(state: BootState) -> int | None:
+    """First pfn that frames move to where Linux's own map has no RAM in its whole 2 MiB, or None.
+
+    Each RAM entry of Xen's map that begins inside a page costs the extra memory one page, but not
+    the frames that move.
+    """
+    tables = Regions.of(
+        (start // PMD_SIZE * ENTRIES, -(-end // PMD_SIZE) * ENTRIES)
+        for start, end in state.memblock.memory
+    )
+    targets = Regions.of((remap.target_pfn, remap.target_pfn + remap.nr) for remap in state.remaps)
+    missing = (targets - tables).ranges
+    return missing[0][0] if missing else None
 
 
 def _keep_extra(state: BootState, extra_pages: int) -> BootState:

@@ -87,15 +87,19 @@ def machine_of(
     pages: Words,
     *,
     pinned: bool = True,
+    iomem: bool = True,
+    domid: int = 0,
+    p2m: P2M | None = None,
 ) -> CheckedMachine:
     """A domain at its entry: its tables in use, its root current and, with `pinned`, pinned.
 
     :param mfns: frames of the table pages, the root first
     :param levels: level of each
     :param pages: (n, 512) words of each
+    :param iomem: see PageTables, as `domid` and `p2m`
     """
     mfns = [int(mfn) for mfn in mfns]
-    tables = PageTables(frames, Memory())
+    tables = PageTables(frames, Memory(), iomem=iomem, domid=domid, p2m=p2m)
     tables.memory.put(mfns, pages)
     adopt(tables, mfns, [int(level) for level in levels])
     count_info, x = frames.get(mfns[0])

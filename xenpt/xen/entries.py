@@ -62,10 +62,11 @@ def _disallowed(level: int, *, iomem: bool) -> int:
     return 0 if iomem else CACHE_FLAGS
 
 
-def uncached_flips(entry: int) -> int:
-    """Bits to flip in an L1 entry of a frame that is no RAM, so that it is not cached."""
+def io_flips(entry: int, frames: FrameTable) -> int:
+    """Bits to flip in an L1 entry of a frame that is no RAM: not cached, perhaps not writable."""
     pat = (entry & (PTE_PWT | PTE_PCD)) >> 3 | (entry & PTE_PSE) >> 5
-    return 0 if _PAT_UNCACHED[pat] else (entry & CACHE_FLAGS) ^ UNCACHED
+    flips = 0 if _PAT_UNCACHED[pat] else (entry & CACHE_FLAGS) ^ UNCACHED
+    return flips | (entry & PTE_RW if frames.is_read_only_io(entry_mfn(entry)) else 0)
 
 
 def adjust_one(entry: int, level: int) -> int:
@@ -129,7 +130,7 @@ def l1_references(
         if bad.any():
             end = int(slots[np.argmax(bad)])
         for slot, word in zip(slots[io].tolist(), entry[io].tolist(), strict=True):
-            flips[slot] = uncached_flips(word)
+            flips[slot] = io_flips(word, frames)
     ram = ~io & (slots < end)
     mfn, writable = mfn[ram], entry[ram] & PTE_RW != 0
     if np.all(mfn[1:] > mfn[:-1]):  # as tables mostly are

@@ -31,10 +31,17 @@ class FrameTable:
 
     :ivar nr_frames: the end of host memory (Xen max_page)
     :ivar io: disjoint mfn ranges [start, end) below it that are no RAM (owner dom_io)
+    :ivar read_only_io: mfn ranges, of `io` or behind memory, that no domain may write
+        (mmio_ro_ranges: MMCFG, MSI-X tables, ...)
     """
 
-    def __init__(self, nr_frames: int, io: Sequence[tuple[int, int]] = ()) -> None:
-        self.nr_frames, self.io = nr_frames, tuple(io)
+    def __init__(
+        self,
+        nr_frames: int,
+        io: Sequence[tuple[int, int]] = (),
+        read_only_io: Sequence[tuple[int, int]] = (),
+    ) -> None:
+        self.nr_frames, self.io, self.read_only_io = nr_frames, tuple(io), tuple(read_only_io)
         nr_chunks = -(-nr_frames >> CHUNK_SHIFT)
         self._row = np.full(nr_chunks, WHOLE, np.int32)
         self._whole = np.zeros((nr_chunks, 2), np.uint64)
@@ -68,6 +75,10 @@ class FrameTable:
     def is_io(self, mfn: int) -> bool:
         """Whether the frame is no RAM, or behind the end of memory."""
         return mfn >= self.nr_frames or any(start <= mfn < end for start, end in self.io)
+
+    def is_read_only_io(self, mfn: int) -> bool:
+        """Whether an entry of the frame, which is no RAM, loses RW."""
+        return any(start <= mfn < end for start, end in self.read_only_io)
 
     # --- Many frames --------------------------------------------------------------------------
 

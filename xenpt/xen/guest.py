@@ -49,24 +49,28 @@ class Guest:
     """
 
     def __init__(self, domain: Domain, e820: tuple[Ram, ...] = ()) -> None:
-        self._io = _holes(e820)
+        self._io, self._end = _holes(e820)
         self.p2m = _clear_of(domain.p2m, self._io)
         image = materialise(domain.address_space, self.p2m)
         order = np.argsort(-image.level.astype(np.int64), kind="stable")
+        initial_domain = bool(domain.plan.flags & SIF_INITDOMAIN)
         self.machine = machine_of(
-            self.fresh_frames(), image.mfn[order], image.level[order], image.pages[order]
+            self.fresh_frames(),
+            image.mfn[order],
+            image.level[order],
+            image.pages[order],
+            # A guest that gets a host's map (e820_host) has devices, and so rights to I/O memory.
+            iomem=initial_domain or bool(e820),
+            domid=0 if initial_domain else 1,
+            p2m=self.p2m,
         )
-        # A guest that gets a host's map (e820_host) has devices, and so rights to I/O memory.
-        privileged = bool(domain.plan.flags & SIF_INITDOMAIN)
-        self.machine.tables.iomem = privileged or bool(e820)
         self._mfn = _frames_by_pfn(self.p2m)
         self.nr_calls = 0
 
     def fresh_frames(self) -> FrameTable:
         """A frame table in which the domain's frames are all unmapped."""
-        end = int(self._io[-1][1]) if len(self._io) else 0
         start, nr = column(self.p2m.runs, "mfn"), column(self.p2m.runs, "nr")
-        return frames_of(self.p2m, max(end, int((start + nr).max(initial=0))), self._io)
+        return frames_of(self.p2m, max(self._end, int((start + nr).max(initial=0))), self._io)
 
     def mfn(self, pfn: int) -> int:
         """Machine frame of a pfn of the start of the boot, or of IDENTITY + mfn."""
@@ -134,8 +138,11 @@ class Guest:
         return mfns << np.uint64(PAGE_SHIFT) | np.uint64(flags)
 
 
-def _holes(e820: tuple[Ram, ...]) -> list[tuple[int, int]]:
-    """Frames that are no RAM: the first MiB, whatever the map says, and what lies between RAM."""
+def _holes(e820: tuple[Ram, ...]) -> tuple[list[tuple[int, int]], int]:
+    """Frames that are no RAM, and the end of memory.
+
+    No RAM is the first MiB, whatever the map says, and what lies between RAM.
+    """
     io, at = [(0, ISA_END_ADDRESS >> PAGE_SHIFT)], ISA_END_ADDRESS >> PAGE_SHIFT
     for entry in sorted(e820, key=lambda entry: entry.start):
         if entry.type != "usable":
@@ -144,7 +151,7 @@ def _holes(e820: tuple[Ram, ...]) -> list[tuple[int, int]]:
         if start > at:
             io.append((at, start))
         at = max(at, end)
-    return io
+    return io, at
 
 
 def _clear_of(p2m: P2M, io: Ranges) -> P2M:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What holds for every domain that a builder made, as it finds itself: SPEC I1, I2, I4, I5.
+"""What holds for every domain that a builder made, as it finds itself: SPEC I1 to I5.
 
 Checked on runs, so that 64 TiB take no longer than 1 GiB; rules about single entries are those of
 check.py.
@@ -7,7 +7,8 @@ check.py.
 
 import numpy as np
 
-from xenpt.abi import INVALID_P2M_ENTRY, PAGE_SHIFT, PTE_RW
+from xenpt.abi import INVALID_P2M_ENTRY, LEVELS, PAGE_SHIFT, PTE_RW
+from xenpt.domuplan import DomuPlan
 from xenpt.errors import MappingError
 from xenpt.extents import P2M, Mapping, Runs, column, entry_pages, expand, join_ranges
 from xenpt.plan import Plan
@@ -39,8 +40,9 @@ def check_built(
     return [
         *violations(mapped),
         *_layout(plan, initial),
+        *_table_order(plan, initial),
         *_initial_mapping(plan, initial),
-        *_read_only(whole),
+        *_read_only(plan, whole),
         *_list_frames(plan, p2m_map),
         *_p2m(plan, p2m),
         *_large_leaves_aligned(whole.leaves, p2m),
@@ -67,8 +69,7 @@ def _word(p2m: P2M, pfn: int, flags: int) -> int:
 def _layout(plan: Plan, initial: Mapping) -> list[Violation]:
     """I1: the tables are as many as planned; what is mapped ends on 4 MiB with enough padding."""
     found = []
-    spare = int(plan.image.bits == 32 and not plan.era.compat_l3_first)  # an unused page (B4)
-    if initial.nr_tables() + spare != plan.nr_pt_frames:
+    if initial.nr_tables() + len(_spare(plan)) != plan.nr_pt_frames:
         text = f"{initial.nr_tables()} table pages, {plan.nr_pt_frames} planned"
         found.append(Violation("table count", text, plan.page_tables[0]))
     end, padding = plan.total[1], plan.total[1] - plan.boot_stack[1]
@@ -76,6 +77,34 @@ def _layout(plan: Plan, initial: Mapping) -> list[Violation]:
         text = f"ends with {padding >> 10} KiB behind the boot stack"
         found.append(Violation("end of mapping", text, end))
     return found
+
+
+def _spare(plan: Plan) -> list[int]:
+    """pfns among the tables that no table uses: of a compat guest before 4.2.1, the last (B4)."""
+    spare = plan.image.bits == 32 and not plan.era.compat_l3_first
+    return [((plan.page_tables[1] - plan.total[0]) >> PAGE_SHIFT) - 1] if spare else []
+
+
+def _table_order(plan: Plan, initial: Mapping) -> list[Violation]:
+    """I3: the levels of the table pages in the order of their frames.
+
+    The toolstack takes all tables of a level at once, the root first. Xen takes each before the
+    first page that needs it: the root, then the first table of each level from below; a compat root
+    comes last before 4.2.1.
+    """
+    tables = expand(initial.tables, tables=True)
+    levels = tables["level"][np.argsort(tables["pfn"])].tolist()
+    root = max(levels)
+    if isinstance(plan, DomuPlan):
+        expected = sorted(levels, reverse=True)
+    elif root < LEVELS and not plan.era.compat_l3_first:
+        expected = list(range(1, root + 1))
+    else:
+        expected = [root, *range(1, root)]
+    if levels[: len(expected)] == expected:
+        return []
+    text = f"levels {levels[:4]} instead of {expected[:4]}"
+    return [Violation("table order", text, plan.page_tables[0])]
 
 
 def _initial_mapping(plan: Plan, initial: Mapping) -> list[Violation]:
@@ -99,9 +128,9 @@ def _initial_mapping(plan: Plan, initial: Mapping) -> list[Violation]:
     return found
 
 
-def _read_only(whole: Mapping) -> list[Violation]:
+def _read_only(plan: Plan, whole: Mapping) -> list[Violation]:
     """I2: of all leaves, only those of table pages lack RW."""
-    tables = set(expand(whole.tables, tables=True)["pfn"].tolist())
+    tables = {*expand(whole.tables, tables=True)["pfn"].tolist(), *_spare(plan)}
     read_only = expand(whole.leaves[whole.leaves["flags"] & PTE_RW == 0])
     return [
         Violation(

@@ -14,6 +14,7 @@ import numpy as np
 
 from xenpt.abi import (
     ENTRIES,
+    INVALID_P2M_ENTRY,
     LEVELS,
     PAGE_SHIFT,
     PGC_COUNT_MASK,
@@ -28,6 +29,7 @@ from xenpt.abi import (
     TABLE_SHIFT,
 )
 from xenpt.errors import RefusedError
+from xenpt.extents import P2M
 from xenpt.xen import entries
 from xenpt.xen.entries import bad_flags, entry_mfn, present_slots
 from xenpt.xen.frames import FrameTable
@@ -74,6 +76,8 @@ class Work:
 class PageTables:
     """Types and references of one domain's frames, and the words of its page tables.
 
+    :param p2m: what the M2P says before the first update of it
+
     :ivar frames: the frame table
     :ivar memory: words of pages
     :ivar iomem: whether the domain may map frames that are no RAM (dom0)
@@ -90,10 +94,12 @@ class PageTables:
         iomem: bool = True,
         linear_pt: bool = True,
         domid: int = 0,
+        p2m: P2M | None = None,
     ) -> None:
         self.frames, self.memory = frames, memory
         self.iomem, self.linear_pt, self.domid = iomem, linear_pt, domid
         self.m2p: dict[int, int] = {}
+        self._p2m = p2m
         self.work = Work()
         self.linear: dict[int, int] = {}
 
@@ -264,7 +270,7 @@ class PageTables:
             raise refusal
         mfn = entry_mfn(entry)
         if self.frames.is_io(mfn):
-            return entries.uncached_flips(entry)
+            return entries.io_flips(entry, self.frames)
         if entry & PTE_RW:
             self.get_page_type(mfn, PGT_WRITABLE_PAGE)
         self.get_page(mfn)
@@ -381,4 +387,6 @@ class PageTables:
 
     def pfn(self, mfn: int) -> int:
         """What the M2P says of a frame; all ones for nothing."""
-        return self.m2p.get(mfn, (1 << 64) - 1)
+        if mfn in self.m2p or self._p2m is None:
+            return self.m2p.get(mfn, INVALID_P2M_ENTRY)
+        return int(self._p2m.pfn([mfn])[0])
