@@ -5,7 +5,7 @@ from xenpt.abi import WORD
 from xenpt.arrangement import Plan
 from xenpt.domuplan import DomuPlan, nr_extents
 from xenpt.faults import FALLBACK, PANIC, Fragmented, Outcome, OutOfMemory
-from xenpt.heaprequests import heap_requests, rest_requests
+from xenpt.heaprequests import NO_CHUNK, heap_requests, rest_requests
 from xenpt.listshape import list_shape
 
 BUILD = "build"
@@ -30,6 +30,8 @@ def _out_of_memory(plan: Plan, fault: OutOfMemory) -> Outcome:
         requests = heap_requests(plan)
         total, text = requests.total, requests.failing(fault.nth)
         panics = text is not None and plan.panic == text + plan.era.panic_stop
+    if plan.alloc_order > plan.era.max_order:
+        panics = False  # anyway
     if plan.panic is None:
         return Outcome.none(fault, f"the builder makes {total:,} requests")
     if not panics:
@@ -38,7 +40,8 @@ def _out_of_memory(plan: Plan, fault: OutOfMemory) -> Outcome:
 
 
 def _fragmented(plan: Plan, fault: Fragmented) -> Outcome:
-    if fault.larger == 0 and plan.alloc_order > fault.order and plan.panic:
+    no_block = fault.larger == 0 and fault.order < plan.alloc_order <= plan.era.max_order
+    if no_block and plan.panic == NO_CHUNK + plan.era.panic_stop:
         return Outcome(fault, BUILD, PANIC, plan.panic)
     if plan.panic:
         return Outcome.none(fault, "the builder gives up")

@@ -131,6 +131,10 @@ def test_every_fault_of_a_boot_ends_in_a_declared_way(arguments, data):
     assert (outcome.end == PANIC) == (boot.panic is not None and plain.panic is None)
     if boot.panic is not None:
         assert KNOWN_PANICS.fullmatch(boot.panic), boot.panic
+    recorded = Boot(domain, rules=rules, e820=e820, faults=[fault], record=True).run()
+    assert recorded.panic == boot.panic
+    assert recorded.faults == boot.faults
+    assert [r.cost for r in recorded.results] == [r.cost for r in boot.results]
     if outcome.end is None:  # what did not strike changed nothing
         assert boot.panic == plain.panic
         assert [r.cost for r in boot.results] == [r.cost for r in plain.results]

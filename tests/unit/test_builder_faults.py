@@ -5,6 +5,8 @@ dom0 of 4 GiB, default kernel: a chunk of 128 MiB (order 15), a list of 8 MiB (4
 an L3 and an L2 table), and the rest. dom0 of 600 GiB: a list of 1200 MiB, 1 GiB and 88 x 2 MiB.
 """
 
+from dataclasses import replace
+
 import pytest
 
 from xenpt.builderfaults import builder_outcomes
@@ -105,6 +107,15 @@ def test_a_host_without_one_large_block_has_no_dom0():
     assert found.panic == "Not enough RAM for domain 0 allocation"
     assert builder_outcomes(found)[0].end == PANIC
     assert plan(fragmented=Fragmented(15, 0)).panic is None  # the chunk is no larger than that
+
+
+def test_a_chunk_that_no_host_has_is_not_the_fault_s():
+    """600 GiB without INIT_P2M: a chunk of 2 GiB, above Xen's largest."""
+    kernel = replace(default_kernel(), init_p2m=None)
+    for faulty in ({"oom": 1}, {"fragmented": Fragmented(9, 0)}):
+        found = plan_dom0(kernel, Host(**faulty), nr_pages=pages("600G"))
+        assert found.panic == "Not enough RAM for domain 0 allocation"
+        assert builder_outcomes(found)[0].end is None
 
 
 def test_what_a_fragmented_host_changes_is_said():

@@ -55,7 +55,7 @@ def test_every_writable_mapping_of_a_table_page_is_found():
     panic, outcome = end_of(fault, built)
     assert (panic, outcome.end, outcome.where) == (None, UNNOTICED, "build")
     assert outcome.text.startswith("the guest can write one of its own page tables")
-    assert "domain.check(): writable page table at " in outcome.text
+    assert "Xen's rules: writable page table at " in outcome.text
 
 
 def test_a_writable_table_page_makes_the_toolstack_s_pin_fail():

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from xenpt.domuplan import plan_domu
 from xenpt.errors import UsageError
 from xenpt.faults import (
     FALLBACK,
@@ -25,6 +26,7 @@ from xenpt.inputs.kernel import default_kernel
 from xenpt.linux import SEED, V4_1, V4_3, V6_1, Boot, Stage
 from xenpt.plan import plan_dom0
 from xenpt.xen.dom0 import build
+from xenpt.xen.domu import build_domu
 
 GIB = 1 << 18  # pages
 DIES = "Hardware Dom0 halted: halting machine"
@@ -301,7 +303,57 @@ def test_calls_are_counted_over_the_stages_or_by_type():
     assert (outcome.end, outcome.text) == (None, f"{total + inside:,} such calls are made")
 
 
+@pytest.mark.parametrize(
+    ("nth", "end", "text"),
+    [
+        (3, PANIC, DIES),  # the L3 table is mapped, to be filled
+        (4, UNNOTICED, "xen_mc_flush() warns and goes on: the TLB may keep"),
+        (9, PANIC, "kernel BUG in pin_pagetable_pfn(): the table is still mapped writable"),
+        (11, PANIC, "kernel BUG in make_lowmem_page_readonly(): Xen refuses update_va_mapping"),
+        (12, PANIC, "kernel BUG in pin_pagetable_pfn(): Xen refuses mmuext_op"),
+        (17, PANIC, "kernel BUG in pin_pagetable_pfn(): the table is still mapped writable"),
+        (21, PANIC, DIES),  # set_pgd() of the new list, which is then written
+        (22, PANIC, DIES),  # a table of the old list is mapped, to be read
+        (24, UNNOTICED, "an early mapping stays until its slot is used again"),
+        (34, UNNOTICED, "xen_mc_flush() warns and goes on: the old P->M list stays mapped"),
+    ],
+)
+def test_moving_the_list_ends_with_most_refusals(nth, end, text):
+    """Two memory_op; L3, L2, L1 mapped (set_pte, INVLPG); each unmapped (two calls), read-only,
+    pinned; set_pgd; three tables on the way mapped and unmapped; the old set_pgd(0).
+    """
+    conflict, refused = booted(Conflict("list"), Refused(nth, "memory_setup")).faults
+    assert (refused.end, refused.where) == (end, "memory_setup")
+    assert refused.text.startswith(text)
+    assert (conflict.end == FALLBACK) is (end == UNNOTICED)
+
+
+@pytest.mark.parametrize(
+    ("start", "function", "where"),
+    [
+        (0x8000000, "set_pte_mfn", "memory_setup"),  # the hole begins with the list's L3 table
+        (0x7FFF000, "xen_update_mem_tables", "remap_memory"),  # one page earlier
+    ],
+)
+def test_tables_of_an_old_list_that_stay_in_use_cannot_become_ram_elsewhere(start, function, where):
+    faults = (Conflict(None, start, 0x8202000), Refused(34, "memory_setup"))
+    boot = booted(*faults, e820=[Ram(0, 1 << 40)])
+    assert boot.panic == f"kernel BUG in {function}(): the old list's tables are still in use"
+    assert (boot.faults[1].where, boot.faults[1].end) == (where, PANIC)
+
+
 # --- Holes in the list -------------------------------------------------------------------------
+
+
+def test_pages_that_xen_mapped_stay_mapped():
+    boot = booted(Hole(0x4C00 - 3, 10))  # Xen's mapping ends at pfn 0x4c00
+    assert only(boot).text == (
+        "7 pages not in the direct map: a page fault at the first use; "
+        "3 pages that Xen mapped, whose frames Linux does not know"
+    )
+    assert only(booted(Hole(0x10))).text == (
+        "1 page that Xen mapped, whose frames Linux does not know"
+    )
 
 
 def test_a_page_of_missing_entries_is_not_copied_but_shared():
@@ -311,7 +363,7 @@ def test_a_page_of_missing_entries_is_not_copied_but_shared():
     assert copied[0] == copied[1]
     assert boot.state.memblock.requests == plain.state.memblock.requests - 1
     assert (only(boot).end, boot.verdict) == (UNNOTICED, "boots")
-    assert only(boot).text.startswith("512 pages are not in the direct map")
+    assert only(boot).text.startswith("512 pages not in the direct map")
 
 
 def test_a_whole_block_of_missing_entries_is_one_entry():
@@ -443,6 +495,16 @@ def test_before_v4_3_nobody_looks():
         assert (boot.verdict, only(boot).end) == ("boots", UNNOTICED)
         assert only(boot).text.startswith(f"{nr:,} frames of the hole move to RAM elsewhere")
         assert boot.bugs[0].id == "H3"
+
+
+def test_before_v4_3_the_kernel_s_pages_are_exchanged_under_its_feet():
+    """They are mapped to the host's frames of the same numbers; later ones look before."""
+    boot = booted(Conflict("kernel"), rules=SEED)
+    assert (boot.panic, only(boot).where, only(boot).end) == (DIES, "memory_setup", PANIC)
+    guest = build_domu(plan_domu(default_kernel(), Host(), nr_pages=GIB))  # has no such rights
+    boot = booted(Conflict("kernel"), rules=SEED, built=guest)
+    assert (boot.panic, only(boot).end) == (None, UNNOTICED)
+    assert only(boot).text.endswith("while the kernel stays mapped to them")
 
 
 def test_a_hole_of_no_frames_changes_the_map_alone():

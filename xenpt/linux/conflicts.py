@@ -61,9 +61,11 @@ def rearranged(fault: Conflict, without: BootState, before: BootState, state: Bo
     text = f"{nr_moved:,} frames of the hole move to RAM elsewhere, {nr - nr_moved:,} go to Xen"
     if fault.place == "list" and state.list_outside:
         return f"{text}, while the P->M list is in them"
-    if fault.place is not None:
-        return f"{text}; where the {fault.place} was, the host's own frames are mapped"
-    return text
+    if fault.place is None:
+        return text
+    if not state.initial_domain:  # Xen refuses to map the host's frames: no rights
+        return f"{text}, while the {fault.place} stays mapped to them"
+    return f"{text}; where the {fault.place} was, the host's own frames are mapped"
 
 
 def hides_start_info(fault: Conflict, state: BootState) -> bool:
@@ -72,6 +74,20 @@ def hides_start_info(fault: Conflict, state: BootState) -> bool:
     pfn = state.pfn(int(state.domain.plan.start_info[0]))
     zapped = not state.rules.map_holes_identity and pfn <= state.max_pfn_mapped
     return start <= pfn < end and zapped and state.identity.meets(pfn, pfn + 1)
+
+
+def exchanges_kernel(fault: Conflict, state: BootState) -> bool:
+    """Whether pages of the running kernel are now the host's frames of the same numbers.
+
+    Only dom0 may map such frames.
+    Where Linux unmaps holes instead, it has looked for the kernel in them before.
+    """
+    start, end = _pfns(fault, state)
+    first = (state.text - START_KERNEL_MAP) >> PAGE_SHIFT
+    last = pfn_up(state.brk_start - START_KERNEL_MAP)
+    exchanged = state.identity.clip(start, end).clip(first, min(last, state.max_pfn_mapped + 1))
+    may_map = state.rules.map_holes_identity and state.initial_domain
+    return may_map and exchanged.size > 0
 
 
 def _pfns(fault: Conflict, state: BootState) -> Range:

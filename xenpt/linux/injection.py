@@ -28,7 +28,13 @@ from xenpt.faults import (
 )
 from xenpt.inputs.config import Ram as E820Entry
 from xenpt.linux import corrupted
-from xenpt.linux.conflicts import hides_start_info, place_of, rearranged, what_moved
+from xenpt.linux.conflicts import (
+    exchanges_kernel,
+    hides_start_info,
+    place_of,
+    rearranged,
+    what_moved,
+)
 from xenpt.linux.corrupted import Fate, fate
 from xenpt.linux.memblock import NO_REGIONS, Regions
 from xenpt.linux.missing import (
@@ -246,13 +252,16 @@ class Injection:
         for fault in of_kind(self.faults, Conflict):
             if hides_start_info(fault, state):
                 continue  # its first reader dies, in the next stage
+            if exchanges_kernel(fault, state):
+                self._strike(fault, DOM0_DIES, PANIC, Stage.MEMORY_SETUP.value)
+                raise LinuxPanic(DOM0_DIES)
             if text := what_moved(before, state):
                 self._strike(fault, text, FALLBACK, Stage.MEMORY_SETUP.value)
             elif text := rearranged(fault, self._without, before, state):
                 self._strike(fault, text, UNNOTICED, Stage.MEMORY_SETUP.value)
 
     def _corrupt(self, fault: Corrupted, entry: BootState) -> None:
-        """Find out what becomes of a corrupted entry; domain.check() always looks at it."""
+        """Find out what becomes of a corrupted entry, and which rules it breaks."""
         domain = entry.domain
         wrong = entry_of(domain, fault)
         broken = [str(violation) for violation in violations(domain, wrong)]
@@ -267,7 +276,7 @@ class Injection:
             return
         self._fates[fault] = found = fate(entry, wrong)
         if found.end == UNNOTICED:
-            seen = f"; domain.check(): {broken[0]}" if broken else ""
+            seen = f"; Xen's rules: {broken[0]}" if broken else ""
             self.found[fault] = Outcome(fault, BUILD, UNNOTICED, found.text + seen)
 
 

@@ -61,20 +61,28 @@ def in_own_frames(hole: Hole, state: BootState) -> Death | None:
     return None
 
 
-def in_remapped_frames(hole: Hole, state: BootState) -> Death | None:
-    """Frames that are to leave a hole of the E820 map have none: it is noticed by a group's first
-    frame when the group is noted, by any other when it gets its new pfn.
+def stage_that_moves(pfns: Regions, state: BootState) -> Stage | None:
+    """Stage that first maps one of the frames `pfns`, because it is to leave an E820 hole.
+
+    memory_setup notes each group in its first frame, remap_memory maps all; None for neither.
     """
-    death = None
+    found = None
     for start, _, nr in state.remaps:
-        met = pfns_of(hole).clip(start, start + nr)
-        if any(met.meets(pfn, pfn + 1) for pfn in range(start, start + nr, remap_size(state))):
-            text = "kernel BUG in set_pte_mfn(): Xen refuses update_va_mapping"
-            return Stage.MEMORY_SETUP, text
-        if met.size:
-            text = "kernel BUG in xen_update_mem_tables(): Xen refuses mmu_update"
-            death = Stage.REMAP_MEMORY, text
-    return death
+        if any(pfns.meets(pfn, pfn + 1) for pfn in range(start, start + nr, remap_size(state))):
+            return Stage.MEMORY_SETUP
+        if pfns.meets(start, start + nr):
+            found = Stage.REMAP_MEMORY
+    return found
+
+
+def in_remapped_frames(hole: Hole, state: BootState) -> Death | None:
+    """Frames that are to leave a hole of the E820 map, but that the list does not name."""
+    stage = stage_that_moves(pfns_of(hole), state)
+    if stage is Stage.MEMORY_SETUP:
+        return stage, "kernel BUG in set_pte_mfn(): Xen refuses update_va_mapping"
+    if stage is Stage.REMAP_MEMORY:
+        return stage, "kernel BUG in xen_update_mem_tables(): Xen refuses mmu_update"
+    return None
 
 
 def pages_of_list(hole: Hole, state: BootState) -> int:
@@ -84,11 +92,19 @@ def pages_of_list(hole: Hole, state: BootState) -> int:
 
 def consequence(hole: Hole, state: BootState) -> str:
     """What a boot that is got through leaves behind."""
-    nr = (pfns_of(hole) - held_by_xen(state) - state.identity).size
-    text = f"{nr:,} pages are not in the direct map, and fault at their first use"
-    if nr < hole.nr:
-        text += f"; {hole.nr - nr:,} are mapped by Xen's tables or lie in holes"
-    return text
+    pfns = pfns_of(hole) - state.identity
+    absent = (pfns - held_by_xen(state)).size
+    mapped = pfns.size - absent
+    texts = []
+    if absent:
+        texts.append(f"{_pages(absent)} not in the direct map: a page fault at the first use")
+    if mapped:
+        texts.append(f"{_pages(mapped)} that Xen mapped, whose frames Linux does not know")
+    return "; ".join(texts) or "these pages are in holes of the E820 map"
+
+
+def _pages(nr: int) -> str:
+    return f"{nr:,} page{'s' if nr > 1 else ''}"
 
 
 def held_by_xen(state: BootState) -> Regions:

@@ -32,6 +32,7 @@ from xenpt.extents import Runs, column
 from xenpt.faults import FALLBACK, LEAK, PANIC, UNNOTICED, Refused
 from xenpt.linux.e820 import in_one_ram_entry
 from xenpt.linux.memblock import NO_REGIONS, Regions
+from xenpt.linux.missing import frames_of_tables, stage_that_moves
 from xenpt.linux.stages import Stage
 from xenpt.linux.state import DOM0_DIES, BootState
 from xenpt.linux.vmemmap import STRUCT_PAGE_BYTES
@@ -111,11 +112,20 @@ class Refuser:
             return self._early_mapping(call)
         if call.pfn is not None:  # the new list's table: its first word cannot be written
             return Reaction(PANIC, DOM0_DIES, raises=True)
-        text = "kernel BUG in xen_update_mem_tables(): the old list's tables are still in use"
-        first, end = self.before.p2m_frames
-        moved = Regions.of((start, start + nr) for start, _, nr in self.after.remaps)
-        if moved.meets(first, end):
-            return Reaction(PANIC, text, dies_in=Stage.REMAP_MEMORY)
+        return self._old_list_stays()
+
+    def _old_list_stays(self) -> Reaction:
+        """A frame of its tables that is to move cannot be mapped writable."""
+        mapping = self.before.initial_list.mapping
+        tables = NO_REGIONS
+        if mapping is not None:
+            tables = Regions.of(frames_of_tables(mapping.tables))
+        stage = stage_that_moves(tables, self.after)
+        text = "kernel BUG in {}(): the old list's tables are still in use"
+        if stage is Stage.MEMORY_SETUP:
+            return Reaction(PANIC, text.format("set_pte_mfn"), raises=True)
+        if stage is Stage.REMAP_MEMORY:
+            return Reaction(PANIC, text.format("xen_update_mem_tables"), dies_in=stage)
         return Reaction(UNNOTICED, f"{_WARNS}: the old P->M list stays mapped, and its frames held")
 
     def _memory_op(self, call: Call) -> Reaction:
