@@ -134,7 +134,8 @@ def _domain(real: Point, plan: DomuPlan, *, pinned: bool) -> Domu:
     return build_domu(
         plan,
         p2m=P2M.from_list(real.p2m),
-        shared_info=real.shared_info << PAGE_SHIFT,
+        # To Xen a guest that only pretends has 64 bits; what does not fit is lost.
+        shared_info=(real.shared_info << PAGE_SHIFT) % (1 << plan.image.bits),
         pinned=pinned,
         store_evtchn=real.evtchns[0],
         console_evtchn=real.evtchns[1],
