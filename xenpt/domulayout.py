@@ -278,7 +278,6 @@ class Builder:
             raise GivesUpError(
                 f"{self.era.late_function}: pin_table failed (pfn {_hex(pfn)}, rc=1)"
             )
-
         self._check_context()
 
     def _check_tables(self) -> None:
