@@ -47,7 +47,8 @@ class ToolstackEra:
     refuses_autotranslated: bool
     # 60ee4fbc38 (4.3) drops guests without PAE; the hypervisor had dropped them long before.
     knows_two_levels: bool
-    # 1787cc1679 (4.16): the hypervisor must know the guest's type before anything is laid out.
+    # 1787cc1679 (4.16): first of all the hypervisor must know the guest's type. Before, it had
+    # refused to make a 32-bit domain before the library looked.
     checks_type_first: bool
     # 73db9f65da (4.2, 4.1.4), and f3fa3abf3e (4.8, 4.7.2, 4.6.5) for the stack: the hypervisor
     # takes no first instruction and no stack at addresses that are none.

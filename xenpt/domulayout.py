@@ -92,21 +92,20 @@ class Builder:
             )
         if kernel.machine not in (EM_386, EM_X86_64):
             raise GivesUpError(f"xc_dom_guest_type: unknown image type {kernel.machine}")
-        if era.checks_type_first or (self.type == TWO_LEVELS and era.knows_two_levels):
-            self._check_type()
-        if self.type == TWO_LEVELS:
+        is_known, two_levels = self.type in self.caps.split(), self.type == TWO_LEVELS
+        if not is_known and (era.checks_type_first or (two_levels and era.knows_two_levels)):
+            raise GivesUpError(
+                f"xc_dom_compat_check: guest type {self.type} not supported by xen kernel, sorry"
+            )
+        if two_levels:
             raise GivesUpError(f"{era.hooks_function}: not found (type {self.type})")
+        if not is_known:  # the hypervisor does not make it a 32-bit domain
+            raise GivesUpError("xc_dom_boot_mem_init: can't allocate low memory for domain")
         total = sum(end - start for start, end in self.ranges)
         if total != self.nr_pages:
             raise GivesUpError(
                 f"{era.memory_function}: vNUMA page count mismatch "
                 f"({total:#x} != {self.nr_pages:#x})"
-            )
-
-    def _check_type(self) -> None:
-        if self.type not in self.caps.split():
-            raise GivesUpError(
-                f"xc_dom_compat_check: guest type {self.type} not supported by xen kernel, sorry"
             )
 
     # --- xc_dom_build_image
@@ -270,7 +269,6 @@ class Builder:
         """What can still go wrong once everything has its place."""
         if self.era.refuses_autotranslated and "!auto_translated_physmap" in _features(self.kernel):
             raise GivesUpError("PV Autotranslate guests no longer supported")
-        self._check_type()
         self._check_tables()
         start, end = self.keys["total"]
         self._check_holes((self.found["start info"][0] - start) % WORD >> PAGE_SHIFT, 1)
@@ -280,7 +278,6 @@ class Builder:
             raise GivesUpError(
                 f"{self.era.late_function}: pin_table failed (pfn {_hex(pfn)}, rc=1)"
             )
-
         self._check_context()
 
     def _check_tables(self) -> None:

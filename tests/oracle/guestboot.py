@@ -35,7 +35,7 @@ from xenpt.inputs.elf import Elf
 from xenpt.inputs.files import read_file
 
 REGISTERS = "cr3", "rip", "rsi", "rsp", "rflags", "cs", "ss"
-_DOM0 = Case("toolstack", "6G", "1G", quiet=True, xen="bootscrub=0", seconds=300)
+_DOM0 = Case("toolstack", "6G", "1G", quiet=True, xen="bootscrub=0", seconds=600)
 _SOURCE = Path(__file__).with_name("guests.c")
 _LIBRARIES, _LOADER = "x86_64-linux-gnu", "ld-linux-x86-64.so.2"
 _BASE = 0x5E000000  # of the program; nothing else is executed there

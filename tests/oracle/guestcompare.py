@@ -65,6 +65,7 @@ def plan_of(built: Built, debian: Kernel) -> DomuPlan:
     """What the model expects of the guest's inputs."""
     guest = built.guest
     (version,) = set(re.findall(r"Xen version (\d\S*)", built.xen))
+    known = re.search(r"^guests that Xen knows: (.*)$", built.log, re.MULTILINE)
     kernel = kernel_from_bytes(guest.kernel, guest.name) if guest.kernel else debian
     second_at = guest.nr_pages + guest.hole
     nodes = [(0, guest.nr_pages), (second_at, second_at + guest.second)]
@@ -73,7 +74,7 @@ def plan_of(built: Built, debian: Kernel) -> DomuPlan:
         Host(xen=version),
         nr_pages=guest.nr_pages + guest.second,
         initrd=_initrd(guest),
-        xen_caps=" ".join(re.findall(r"supported guest type: (\S+)", built.log)) or None,
+        xen_caps=known[1] if known else None,
         vnuma=nodes if guest.second else None,
         cmd_line=CMD_LINE,
     )
@@ -134,7 +135,8 @@ def _domain(real: Point, plan: DomuPlan, *, pinned: bool) -> Domu:
     return build_domu(
         plan,
         p2m=P2M.from_list(real.p2m),
-        shared_info=real.shared_info << PAGE_SHIFT,
+        # To Xen a guest that only pretends has 64 bits; what does not fit is lost.
+        shared_info=(real.shared_info << PAGE_SHIFT) % (1 << plan.image.bits),
         pinned=pinned,
         store_evtchn=real.evtchns[0],
         console_evtchn=real.evtchns[1],

@@ -146,6 +146,7 @@ static void build(const struct guest *guest)
     MUST(xc_dom_boot_xen_init(dom, xch, domid));
     if (pretend)
         strcat(dom->xen_caps, " xen-3.0-x86_32p ");
+    printf("guests that Xen knows: %s\n", dom->xen_caps);
     MUST(xc_dom_parse_image(dom));
     MUST(xc_dom_mem_init(dom, total >> 8));
     dom->total_pages = total; /* xl cannot ask for less than 1 MiB */

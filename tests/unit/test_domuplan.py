@@ -275,12 +275,15 @@ def test_a_32_bit_kernel_without_pae_is_refused_for_what_the_hypervisor_says():
     assert plan_of(kernel, 64 * MIB, xen_caps=FAKED_CAPS).panic == f"xc_dom_set_arch_hooks: {hooks}"
 
 
-def test_before_4_16_the_layout_comes_before_the_check_of_the_guest_type():
-    kernel = synthetic(bits=32)
-    for xen, nr_lines in (("4.15.7", 11), ("4.16.0", 0)):
-        plan = plan_domu(kernel, Host(xen=xen, pv32=False), nr_pages=64 * MIB)
-        assert plan.panic.startswith("xc_dom_compat_check: guest type xen-3.0-x86_32p not")
-        assert len(plan.log) == nr_lines
+def test_before_4_16_a_32_bit_domain_is_asked_for_before_anything_looks_at_the_guest_type():
+    # Seen with Xen 4.14.6, whose hypervisor is built without CONFIG_PV32.
+    text = "xc_dom_boot_mem_init: can't allocate low memory for domain"
+    for xen in ("4.14.6", "4.15.7"):
+        plan = plan_domu(synthetic(bits=32), Host(xen=xen, pv32=False), nr_pages=64 * MIB)
+        assert plan.panic == text
+        assert plan.log == ()
+    plan = plan_domu(synthetic(bits=32), Host(xen="4.16.0", pv32=False), nr_pages=64 * MIB)
+    assert plan.panic.startswith("xc_dom_compat_check: guest type xen-3.0-x86_32p not")
 
 
 def test_a_list_that_encloses_the_initial_mapping_aborts_the_toolstack():
