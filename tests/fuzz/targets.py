@@ -276,10 +276,7 @@ TARGETS: dict[str, Target] = {
         ("usable", "reserved", "(XEN)", "Xen: [mem 0x", "BIOS-e820: [mem 0x", "ffffffffffffffff"),
     ),
     "size": Target(
-        _text(
-            "plan TEXT", "boot TEXT", "cleanup TEXT", "cleanup --builder toolstack TEXT",
-            "plan --host TEXT", "boot 1G --initrd TEXT",
-        ),
+        _text("plan TEXT", "boot TEXT", "plan --host TEXT", "boot 1G --initrd TEXT"),
         _texts(*_SIZES), most_bytes=64,
     ),
     "dom0-mem": Target(
