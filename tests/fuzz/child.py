@@ -24,7 +24,7 @@ def main() -> None:
         chance = random.Random(seed)
         if is_text and chance.random() < 0.5:
             return mutate_text(data, most_bytes, chance)
-        return atheris.Mutate(data, most_bytes)
+        return bytes(atheris.Mutate(data, most_bytes))
 
     def once(data: bytes) -> None:
         with bounded():

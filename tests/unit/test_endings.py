@@ -7,7 +7,6 @@
 import json
 import lzma
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +47,28 @@ def run(*arguments, **options):
     )
 
 
+NEARLY_FULL = """
+import resource, sys
+from xenpt import cli
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+sys.exit(cli.main())
+"""
+SHORT_OF_MEMORY = """
+import resource, sys
+from pathlib import Path
+from xenpt import answers, cli
+in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (in_use + (600 << 20),) * 2)
+sys.exit(cli.main())
+"""
+
+
+def run_limited(script, arguments):
+    return subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=120
+    )
+
+
 def given(name, files):
     return [str(files / word) if word in ("LOG", "A", "B") else word for word in COMMANDS[name]]
 
@@ -80,11 +101,8 @@ def test_full_disk_is_one_line_and_the_old_answer_stays(tmp_path, files, name):
     target = tmp_path / "out.json"
     target.write_text("old answer\n")
 
-    def nearly_full():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
-
     arguments = [*given(name, files), "--json", "-o", str(target)]
-    done = run(*arguments, preexec_fn=nearly_full)
+    done = run_limited(NEARLY_FULL, arguments)
     assert done.returncode == 2
     last = done.stderr.splitlines()[-1]
     assert last.startswith(f"xenpt: {target}")
@@ -124,16 +142,6 @@ def test_reader_that_has_gone_is_one_line(files, name):
     assert done.stderr == "xenpt: standard output: its reader has gone\n"
 
 
-LIMITED = """
-import resource, sys
-from pathlib import Path
-from xenpt import answers, cli
-in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (in_use + (600 << 20),) * 2)
-sys.exit(cli.main())
-"""
-
-
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -146,10 +154,7 @@ sys.exit(cli.main())
 def test_what_memory_will_not_hold_is_refused_before_it_is_taken(tmp_path, arguments):
     target = tmp_path / "out.json"
     target.write_text("old answer\n")
-    done = subprocess.run(
-        [sys.executable, "-c", LIMITED, *arguments, "--json", "-o", str(target)],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    done = run_limited(SHORT_OF_MEMORY, [*arguments, "--json", "-o", str(target)])
     assert done.returncode == 2
     last = done.stderr.splitlines()[-1]
     assert last.startswith("xenpt: ")
@@ -159,9 +164,6 @@ def test_what_memory_will_not_hold_is_refused_before_it_is_taken(tmp_path, argum
 
 
 def test_what_memory_holds_is_not_refused():
-    done = subprocess.run(
-        [sys.executable, "-c", LIMITED, "boot", "64T", "--engine", "extents", "--json"],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    done = run_limited(SHORT_OF_MEMORY, ["boot", "64T", "--json"])
     assert done.stderr == ""
     assert json.loads(done.stdout)["verdict"] == "boots"
