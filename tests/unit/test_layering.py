@@ -16,7 +16,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[2] / "xenpt"
 # fmt: off
 ROWS = (
-    ("errors", "abi", "units", "cost", "timing", "provenance", "output"),
+    ("errors", "abi", "units", "cost", "provenance", "output"),
     ("_core", "_reference"),
     ("inputs", "inputs.*"),
     ("plan", "arrangement", "dom0size", "eras", "layout", "listshape", "panics", "domu*"),
@@ -25,7 +25,7 @@ ROWS = (
     ("linux", "linux.*"),
     (
         "explain", "explain.*", "differ", "capacity", "measured", "scenario", "journal", "cluster",
-        "sweeprow", "sweeptable", "sweeps",
+        "sweeprow", "sweeptable", "sweeps", "timing", "boottime",
     ),
     ("",),  # xenpt/__init__.py: the names that a user imports
     (
