@@ -8,8 +8,9 @@ in interrupts of a stage is Linux's. Residuals and predictions are of the sums.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from xenpt.boottime import BootWork
 from xenpt.inputs.config import Host, parse_e820
 from xenpt.inputs.kernel import Kernel
-from xenpt.linux import Boot
+from xenpt.linux import PROFILES, Boot
 from xenpt.plan import plan_dom0
 from xenpt.timing import OPERATIONS, Instructions, TimeModel, Work
 from xenpt.xen import build
@@ -52,10 +53,58 @@ Record = dict[str, Any]
 Array = npt.NDArray[np.float64]
 
 
+class Published(NamedTuple):
+    """What somebody else's machine took between two lines of its log.
+
+    :ivar stages: what goes on between the lines
+    :ivar seconds: measured there
+    :ivar instructions: modelled
+    """
+
+    record: Record
+    stages: str
+    seconds: float
+    instructions: float
+
+    @property
+    def cpi(self) -> float:
+        """With which the model would have met the measured time, at the clock that Xen printed."""
+        return self.seconds * float(self.record["ghz"]) * 1e9 / self.instructions
+
+
 def read_records(folder: Path) -> dict[str, Record]:
     """Counts of a calibrating run, by case."""
     lines = (folder / "counts.jsonl").read_text("utf-8").splitlines()
     return {record["case"]: record for record in map(json.loads, lines)}
+
+
+def read_published(folder: Path) -> list[Record]:
+    """Boots of other people's machines whose logs have times."""
+    lines = (folder / "published.jsonl").read_text("utf-8").splitlines()
+    return list(map(json.loads, lines))
+
+
+def published_boot(record: Record, kernel: Kernel) -> Boot:
+    """The model of such a boot, with another kernel image than it had."""
+    e820 = parse_e820(record["e820"])
+    plan = plan_dom0(
+        kernel,
+        Host(xen=record["xen"], e820=e820),
+        nr_pages=record["nr_pages"],
+        initrd_bytes=record["initrd_bytes"],
+    )
+    profile = PROFILES[record["linux_profile"]]
+    rules = replace(profile, hotplug_limit_gib=record["hotplug_limit_gib"])
+    limit = record["max_reservation"] or record["nr_pages"]
+    return Boot(build(plan), rules=rules, e820=e820, max_reservation=limit).run()
+
+
+def published(model: TimeModel, record: Record, kernel: Kernel) -> Iterator[Published]:
+    """Each span of its log that the model has a time for."""
+    work = BootWork.of(published_boot(record, kernel)).stages
+    for stages, ((first, _), (last, _)) in record["lines"].items():
+        total = sum(model.instructions(work[stage] or {}) for stage in stages.split())
+        yield Published(record, stages.replace(" ", ", "), last - first, total)
 
 
 def boot_of(record: Record, kernel: Kernel, xen: str) -> Boot:

@@ -24,8 +24,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tools")]
 import calibration  # noqa: E402
 from calibration import FITTED, PREDICTED, Record  # noqa: E402
 
-from xenpt.inputs.kernel import Kernel, kernel_from_bytes  # noqa: E402
+from xenpt.inputs.kernel import Kernel, default_kernel, kernel_from_bytes  # noqa: E402
 from xenpt.timing import OPERATIONS, Instructions, TimeModel, time_model  # noqa: E402
+from xenpt.units import format_pages  # noqa: E402
 
 COUNTS = ROOT / "tests" / "golden" / "instructions"
 CONSTANTS = ROOT / "xenpt" / "data" / "constants.toml"
@@ -42,13 +43,13 @@ def main() -> int:
     parser.add_argument("case", nargs="*", help="of those in tests/oracle/counting.py")
     parser.add_argument("--fit", action="store_true", help="no boot")
     options = parser.parse_args()
-    packages = import_module("oracle.packages")
+    machine, packages = import_module("oracle.machine"), import_module("oracle.packages")
     try:
         if options.case:
             return hold(options.case)
         if not options.fit:
             measure(ROOT / "build" / "calibrate")
-    except packages.UnavailableError as reason:
+    except (packages.UnavailableError, machine.BootEndedError) as reason:
         print(f"calibrate: not run: {reason}")
         return 2
     return write()
@@ -106,8 +107,9 @@ def write() -> int:
     text = MODEL.read_text("utf-8")
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
-    MODEL.write_text(f"{before}{BEGIN}\n{page(operations, found)}\n{END}{after}", "utf-8")
-    print(page(operations, found))
+    text = page(operations, found)
+    MODEL.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", "utf-8")
+    print(text)
     return status(found)
 
 
@@ -184,11 +186,31 @@ def _lines(
 
 
 def page(operations: dict[str, Instructions], found: Errors) -> str:
-    """The constants and the errors as markdown."""
+    """The constants, their errors, and times of published boots as markdown."""
     lines = ["| operation | what one is | Linux | Xen |", "|---|---|---:|---:|"]
     for name, one in operations.items():
         lines.append(f"| `{name}` | {OPERATIONS[name]} | {one.linux:,.1f} | {one.xen:,.1f} |")
-    return "\n".join([*lines, "", error_table(found, [*FITTED, *PREDICTED])])
+    names = [*FITTED, *PREDICTED]
+    return "\n".join([*lines, "", error_table(found, names), "", published_table(operations)])
+
+
+def published_table(operations: dict[str, Instructions]) -> str:
+    """What the model says of boots of other people's machines, whose logs have times."""
+    model = TimeModel(operations, CPI, GHZ, "")
+    lines = [
+        "| processor, GHz | Xen, Linux | dom0 | stages | modelled ms | measured ms | CPI |",
+        "|---|---|---:|---|---:|---:|---:|",
+    ]
+    for record in calibration.read_published(COUNTS):
+        machine = f"{record['processor']}, {record['ghz']:.2f}{', XPTI' if record['xpti'] else ''}"
+        debug = " (debug)" if record["xen_debug"] else ""
+        software = f"{record['xen']}{debug}, {record['linux']}"
+        for one in calibration.published(model, record, default_kernel()):
+            modelled = 1e3 * one.instructions * CPI / (record["ghz"] * 1e9)
+            times = f"{modelled:,.1f} | {1e3 * one.seconds:,.1f} | {one.cpi:.2f}"
+            size = format_pages(record["nr_pages"])
+            lines.append(f"| {machine} | {software} | {size} | {one.stages} | {times} |")
+    return "\n".join(lines)
 
 
 def error_table(found: Errors, names: Sequence[str]) -> str:

@@ -7,9 +7,9 @@ import sys
 
 import goldendata
 import pytest
-from calibration import FITTED, PREDICTED, errors, instructions, read_records, works
+from calibration import FITTED, PREDICTED, errors, instructions, read_published, read_records, works
 
-from xenpt.inputs.kernel import kernel_from_bytes
+from xenpt.inputs.kernel import default_kernel, kernel_from_bytes
 from xenpt.timing import TimeModel, time_model
 
 sys.path.append(str(goldendata.GOLDEN.parents[1] / "tools"))
@@ -17,6 +17,7 @@ import calibrate
 
 FOLDER = goldendata.GOLDEN / "instructions"
 RECORDS = read_records(FOLDER)
+PUBLISHED = read_published(FOLDER)
 SOFTWARE = json.loads((FOLDER / "software.json").read_text("utf-8"))
 KERNEL = kernel_from_bytes(json.dumps(SOFTWARE["kernel"]).encode(), "software.json")
 LIMIT_PERCENT = 2.0
@@ -85,6 +86,17 @@ def test_another_way_of_counting_agrees():
     nanoseconds = 1e9 * (times[-1] - times[0]) / (len(times) - 1)
     modelled = time_model().instructions({"freed_frame": 512, "freed_block": 1})
     assert modelled == pytest.approx(nanoseconds, rel=0.02)
+
+
+@pytest.mark.parametrize("record", PUBLISHED, ids=[record["record"] for record in PUBLISHED])
+def test_published_boots_are_those_of_the_model(record):
+    """What their logs printed: "Remapped N page(s)", and where the list ends."""
+    boot = calibrate.calibration.published_boot(record, default_kernel())
+    assert boot.panic is None
+    assert sum(remap.nr for remap in boot.state.moved) == record["remapped"]
+    for one in calibrate.calibration.published(time_model(), record, default_kernel()):
+        assert one.seconds > 0.01
+        assert 0.1 < one.cpi < 10  # no machine is slower or faster by an order of magnitude
 
 
 def test_every_stage_has_a_count():
