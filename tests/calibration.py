@@ -19,13 +19,14 @@ from xenpt.boottime import BootWork
 from xenpt.inputs.config import Host, parse_e820
 from xenpt.inputs.kernel import Kernel
 from xenpt.linux import PROFILES, Boot
+from xenpt.linux.work import Work
 from xenpt.plan import plan_dom0
-from xenpt.timing import OPERATIONS, Instructions, TimeModel, Work
+from xenpt.timing import OPERATIONS, Instructions, TimeModel
 from xenpt.xen import build
 
 #: What the constants are fitted to, and what they then have to predict.
-FITTED = "512m", "1000m", "2g", "8g"
-PREDICTED = "4g", "1535m", "2g-initrd"
+FITTED = "512m", "1000m", "2g", "2g-max8g", "8g"
+PREDICTED = "4g", "1535m", "2g-initrd", "1g-max5g"
 #: Operations in which the guest takes part, or an entry into Xen of the kind.
 PARTS = {
     "linux": (

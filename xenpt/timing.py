@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Time, modelled from exact counts: instructions x cycles per instruction / clock.
 
-What a boot does is counted (`Work`); what one such operation takes in instructions of Linux and
-Xen was measured on real ones (`make calibrate`) and is shipped as data/constants.toml. With every
-second that is shown stands what it is made of.
+What a boot does is counted (linux/work.py). What one such operation takes, in instructions of
+Linux and Xen, was measured on real ones (`make calibrate`) and is shipped as data/constants.toml.
+What a second is made of stands with every second that is shown.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ OPERATIONS: Final = {
     "pinned_l1": "pin of an L1 table, but for its entries",
     "pinned_entry": "an entry of it that is present",
     "direct_map_pte": "a PTE of the direct map, stored by Linux",
-    "absent_pte": "one whose page has no frame yet: that much more",
+    "absent_pte": "one whose page has no frame: that much more",
     "upper_entry": "mmu_update of an entry of L2 to L4, in the direct map",
     "paging_init": "the stage, but for its tables",
     "set_pte": "mmu_update of an L1 entry: set_pte by hypercall",
@@ -53,7 +53,6 @@ OPERATIONS: Final = {
     "moved_frame": "a frame of a hole given its new page",
     "first_mapped": "one of those that Linux had not mapped before: that much more",
 }
-Work = Mapping[str, int]
 
 
 class Instructions(NamedTuple):
@@ -78,14 +77,14 @@ class TimeModel:
     ghz: float
     source: str
 
-    def instructions(self, work: Work) -> float:
+    def instructions(self, work: Mapping[str, int]) -> float:
         """Instructions of so many operations.
 
         :param work: number of each, by its name in OPERATIONS
         """
         return sum(nr * sum(self.operations[name]) for name, nr in work.items())
 
-    def seconds(self, work: Work | None) -> float | None:
+    def seconds(self, work: Mapping[str, int] | None) -> float | None:
         """Modelled time of so many operations; None for work that was never measured."""
         if work is None:
             return None
@@ -153,7 +152,7 @@ def _changed(model: TimeModel, data: bytes, path: str | Path) -> TimeModel:
     if not isinstance(operations, dict):
         raise InputError(path, "operations: expected a table")
     changes: dict[str, Any] = {
-        "source": f"as {path} says" if model.source else "",
+        "source": f"as {path} says, or {model.source}" if model.source else "",
         "operations": {**model.operations, **_operations(operations, path)},
     }
     for name, value in found.items():

@@ -53,13 +53,17 @@ def test_tables_of_the_document_are_those_that_the_constants_give():
 
 @pytest.mark.parametrize("case", [*FITTED, *PREDICTED])
 def test_real_hypercalls_of_each_stage_are_those_of_the_model(case):
-    """Entries by type; a call that Xen pre-empted enters once more (the drops, PIN_L4, a few)."""
+    """Entries by type; a call that Xen pre-empted enters once more.
+
+    That is PIN_L4, each entry to a table that is cleared (golden rule 19) or replaced.
+    """
     record = RECORDS[case]
     for result in calibrate.calibration.boot_of(record, KERNEL, "4.17.7").results:
         entries = record["stages"][result.name]["entries"]
         for kind in _TYPES:
             restarts = entries[kind] - result.cost.by_type[kind]
-            assert 0 <= restarts <= 3, (result.name, kind)
+            replaced = (result.work or {}).get("extra_table", 0)
+            assert 0 <= restarts <= 3 + replaced, (result.name, kind)
 
 
 def test_a_constant_that_is_off_is_seen(work):

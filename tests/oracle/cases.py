@@ -11,6 +11,7 @@ class Case:
 
     :ivar host: RAM of the machine, as QEMU takes it (2G)
     :ivar dom0: dom0_mem of Xen, and dom0's limit
+    :ivar most: what dom0 may balloon into, if it is more than `dom0`
     :ivar below_4g: where the machine's RAM hole begins, if not where it usually does; at 140M it
         is inside of dom0's first pages, so that Linux has to move its P->M list
     :ivar quiet: no memblock=debug, the log of which grows with memory
@@ -26,6 +27,7 @@ class Case:
     name: str
     host: str
     dom0: str
+    most: str | None = None
     initrd_bytes: int | None = None
     below_4g: str | None = None
     quiet: bool = False
@@ -71,8 +73,8 @@ BY_HAND = ("1032g",)  # not among "all"
 
 
 def dom0_mem(case: Case) -> str:
-    """Xen's option of that name: a size and, for what Linux may balloon into, the same limit."""
-    return f"{case.dom0},max:{case.dom0}"
+    """Xen's option of that name: a size, and what Linux may balloon into."""
+    return f"{case.dom0},max:{case.most or case.dom0}"
 
 
 def nr_bytes(size: str) -> int:

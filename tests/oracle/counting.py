@@ -30,13 +30,16 @@ CALIBRATION = (
     Case("512m", "4G", "512M"),
     Case("1000m", "4G", "1000M"),
     Case("2g", "4G", "2G"),
+    Case("2g-max8g", "10G", "2G", most="8G"),
     Case("8g", "10G", "8G"),
 )
-#: These they have to predict: another size, other leaves (2 MiB and 4 KiB), another initrd.
+#: These they have to predict: another size, other leaves (2 MiB and 4 KiB), another initrd,
+#: another room to balloon into.
 HELD_OUT = (
     Case("4g", "6G", "4G"),
     Case("1535m", "4G", "1535M"),
     Case("2g-initrd", "4G", "2G", initrd_bytes=12345678),
+    Case("1g-max5g", "6G", "1G", most="5G"),
 )
 #: Larger ones, which take minutes: 4 times the largest that was fitted, and leaves of 1 GiB.
 BY_HAND = (

@@ -58,7 +58,7 @@ def test_a_file_replaces_what_it_names_and_options_replace_the_file(constants):
 
 def test_a_file_that_names_no_source_is_the_source(constants):
     path = constants("cpi = 2\n")
-    assert time_model(path).source == f"as {path} says"
+    assert time_model(path).source == f"as {path} says, or {time_model().source}"
 
 
 @pytest.mark.parametrize(
@@ -124,6 +124,19 @@ def test_options_change_every_modelled_second_and_are_printed_with_it(capsys, co
     usual, slower = seconds
     assert len(usual) > 0
     assert slower == pytest.approx([6 * one for one in usual], rel=1e-12)
+
+
+def test_options_before_a_command_are_kept(capsys):
+    assert cli.main(["--cpi", "2", "boot", "2G", "--ghz", "4", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["modelled"]
+    assert (found["cpi"], found["ghz"]) == (2, 4)
+
+
+@pytest.mark.parametrize("option", [("--cpi", "2"), ("--ghz", "2"), ("--constants", "none.toml")])
+def test_commands_without_times_refuse_them(capsys, option):
+    assert cli.main([*option, "plan", "2G"]) == 2
+    assert capsys.readouterr().err == f"xenpt: {option[0]}: xenpt plan models no time\n"
+    assert cli.main(["plan", "2G", *option]) == 2
 
 
 def _modelled(found):

@@ -58,13 +58,23 @@ def test_a_hole_moves_its_frames_behind_the_end():
     found = work_of(dom0_mem="512M,max:512M", e820=e820)
     setup = found["memory_setup"]
     assert (setup["hole_frame"], setup["hole_group"], setup["hole_page"]) == (4096, 9 + 1, 0)
-    assert found["init_mem_mapping"]["absent_pte"] == 4096
+    mapping = found["init_mem_mapping"]
+    assert mapping["absent_pte"] == 4096
+    assert mapping["direct_map_pte"] - mapping["pinned_entry"] == 4096
     moved = found["remap_memory"]
     assert (moved["moved_frame"], moved["first_mapped"], moved["hole_group"]) == (4096, 4096, 10)
     copy = found["vmalloc_p2m_tree"]
     assert copy["list_page"] == (512 - 16) * MIB // 512
     assert copy["extra_page"] == 4096
     assert copy["extra_table"] == 0  # 512 MiB + 16 MiB: the L1 table of the first GiB has room
+
+
+def test_room_to_balloon_into_is_mapped_without_frames():
+    found = work_of(dom0_mem="1G,max:3G", e820=(Ram(0, 4 * GIB << 12),))
+    assert found["init_mem_mapping"]["absent_pte"] == 2 * GIB
+    assert found["vmalloc_p2m_tree"]["extra_page"] == 2 * GIB
+    assert found["vmalloc_p2m_tree"]["extra_table"] == 2  # of its second and third GiB
+    assert found["remap_memory"]["moved_frame"] == 0
 
 
 @pytest.mark.parametrize("leaf, blocks, l1", [("4k", 2048 + 6, 4), ("2m", 4 + 2, 0)])

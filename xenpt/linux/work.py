@@ -50,10 +50,12 @@ def stage_work(
                 "hole_group": nr_groups,
             }
         case Stage.INIT_MEM_MAPPING:
+            # Where frames will move to, and room to balloon into.
+            absent = after.extra.clip(0, after.max_pfn_mapped).size
             return {
                 "direct_map_pte": cost.entries_written,
-                "absent_pte": nr_frames,
-                "pinned_entry": cost.entries_written - nr_frames,
+                "absent_pte": absent,
+                "pinned_entry": cost.entries_written - absent,
                 "pinned_l1": pins,
                 "new_table": va_updates,
                 "upper_entry": updates,
