@@ -348,7 +348,7 @@ def _add_time_options(command: Parser, *, keep: bool) -> None:
     """Options of TIMED; `keep` what stood before the command."""
     time = command.add_argument_group("what modelled times are made of")
     unset: Any = argparse.SUPPRESS if keep else None
-    for name, text in (("cpi", "cycles per instruction; 1"), ("ghz", "the processor's clock; 3")):
+    for name, text in (("cpi", "cycles per instruction; default: 1"), ("ghz", "clock; default: 3")):
         time.add_argument(f"--{name}", metavar="X", type=float, default=unset, help=text)
     time.add_argument(
         "--constants",

@@ -152,7 +152,7 @@ def _changed(model: TimeModel, data: bytes, path: str | Path) -> TimeModel:
     if not isinstance(operations, dict):
         raise InputError(path, "operations: expected a table")
     changes: dict[str, Any] = {
-        "source": f"as {path} says, or {model.source}" if model.source else "",
+        "source": f"as {path} says, else {model.source}" if model.source else "",
         "operations": {**model.operations, **_operations(operations, path)},
     }
     for name, value in found.items():

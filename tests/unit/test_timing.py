@@ -58,7 +58,7 @@ def test_a_file_replaces_what_it_names_and_options_replace_the_file(constants):
 
 def test_a_file_that_names_no_source_is_the_source(constants):
     path = constants("cpi = 2\n")
-    assert time_model(path).source == f"as {path} says, or {time_model().source}"
+    assert time_model(path).source == f"as {path} says, else {time_model().source}"
 
 
 @pytest.mark.parametrize(
