@@ -50,6 +50,8 @@ ARGUMENTS = {
     "explain": "LOG",
     "diff": "A.json B.json",
 }
+#: Commands that model times, besides the bare one.
+TIMED = ("boot", "cleanup", "sweep")
 ABOUT = """\
 Build, boot and tear down the page tables of a Xen PV guest of any size.
 Without a command: the question that began it, answered for a dom0 of 600 GiB.
@@ -87,6 +89,7 @@ def run(arguments: Sequence[str]) -> int:
     :raises StoppedError: a signal
     """
     options = parser().parse_args(_joined(arguments))
+    _check_time_options(options)
     from xenpt import answers
 
     with _warnings_as_lines(quiet=options.quiet):
@@ -98,6 +101,15 @@ def run(arguments: Sequence[str]) -> int:
         output.write(_text(answer, json_wanted=options.json, to_file=path is not None), path)
     answer.written()
     return int(answer.status)
+
+
+def _check_time_options(options: argparse.Namespace) -> None:
+    """:raises UsageError: one of them stands before a command that models no time"""
+    if options.command in (*TIMED, "founding_question"):
+        return
+    for name in ("cpi", "ghz", "constants"):
+        if getattr(options, name) is not None:
+            raise UsageError(f"--{name}: xenpt {options.command} models no time")
 
 
 def _text(answer: "Answer", *, json_wanted: bool, to_file: bool) -> str:
@@ -182,6 +194,7 @@ def parser() -> Parser:
         allow_abbrev=False,
     )
     whole.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    _add_time_options(whole, keep=False)
     _add_output_options(whole, keep=False)
     whole.set_defaults(command="founding_question")
     commands = whole.add_subparsers(metavar="COMMAND", help=argparse.SUPPRESS)
@@ -229,6 +242,8 @@ def parser() -> Parser:
             _add_fault_option(command)
         if name == "boot":
             _add_engine_options(command)
+        if name in TIMED:
+            _add_time_options(command, keep=True)
         _add_output_options(command, keep=True)
     return whole
 
@@ -358,6 +373,20 @@ def _add_engine_options(command: Parser) -> None:
     )
     engine.add_argument(
         "--threads", type=int, default=1, metavar="N", help="of the stream; default: 1"
+    )
+
+
+def _add_time_options(command: Parser, *, keep: bool) -> None:
+    """Options of TIMED; `keep` what stood before the command."""
+    time = command.add_argument_group("what modelled times are made of")
+    unset: Any = argparse.SUPPRESS if keep else None
+    for name, text in (("cpi", "cycles per instruction; default: 1"), ("ghz", "clock; default: 3")):
+        time.add_argument(f"--{name}", metavar="X", type=float, default=unset, help=text)
+    time.add_argument(
+        "--constants",
+        metavar="FILE.toml",
+        default=unset,
+        help="instructions of each operation, in place of those shipped",
     )
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The boots that are compared: how large the machine and dom0 are, and what is special."""
 
+import random
 import re
 from dataclasses import dataclass
 
@@ -11,9 +12,11 @@ class Case:
 
     :ivar host: RAM of the machine, as QEMU takes it (2G)
     :ivar dom0: dom0_mem of Xen, and dom0's limit
+    :ivar most: what dom0 may balloon into, if it is more than `dom0`
     :ivar below_4g: where the machine's RAM hole begins, if not where it usually does; at 140M it
         is inside of dom0's first pages, so that Linux has to move its P->M list
     :ivar quiet: no memblock=debug, the log of which grows with memory
+    :ivar silent: Linux prints nothing while it boots
     :ivar partial: Linux is told to use less memory than it has (mem=), which the model does not
         know: of what it does itself, only setup and the free of the list are compared
     :ivar xen: more options of Xen
@@ -25,9 +28,11 @@ class Case:
     name: str
     host: str
     dom0: str
+    most: str | None = None
     initrd_bytes: int | None = None
     below_4g: str | None = None
     quiet: bool = False
+    silent: bool = False
     partial: bool = False
     xen: str = ""
     linux: str = ""
@@ -68,9 +73,15 @@ DEFAULT = *QUICK, "8g-relocated", "520g"
 BY_HAND = ("1032g",)  # not among "all"
 
 
+def initrd_of(case: Case) -> bytes | None:
+    """The initrd's contents, the same in each boot; None for a boot without one."""
+    size = case.initrd_bytes
+    return None if size is None else random.Random(size).randbytes(size)
+
+
 def dom0_mem(case: Case) -> str:
-    """Xen's option of that name: a size and, for what Linux may balloon into, the same limit."""
-    return f"{case.dom0},max:{case.dom0}"
+    """Xen's option of that name: a size, and what Linux may balloon into."""
+    return f"{case.dom0},max:{case.most or case.dom0}"
 
 
 def nr_bytes(size: str) -> int:

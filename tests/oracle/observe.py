@@ -5,7 +5,6 @@ Points: entry (dom0's first instruction), setup (xen_setup_kernel_pagetable has 
 mid (just before and after the initial P->M list is freed), post (xen_remap_memory has returned).
 """
 
-import random
 import struct
 import tempfile
 import time
@@ -15,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from oracle.cases import Case
+from oracle.cases import Case, initrd_of
 from oracle.kallsyms import Symbols, read_kallsyms
 from oracle.machine import BootEndedError, Machine, linux_options
 from oracle.memory import Memory, Table, Words
@@ -121,9 +120,7 @@ def observe(case: Case, software: Software, kernel: Kernel, symbols: Symbols) ->
     seen = Observation(case, linux_options(case))
     with locked(), tempfile.TemporaryDirectory(prefix="xenpt-oracle-") as folder:
         started = time.monotonic()
-        size = case.initrd_bytes
-        initrd = None if size is None else random.Random(size).randbytes(size)
-        with Machine(software, case, Path(folder), initrd=initrd) as machine:
+        with Machine(software, case, Path(folder), initrd=initrd_of(case)) as machine:
             try:
                 _at_entry(machine, kernel, seen)
                 _run_stages(machine, symbols, seen)

@@ -16,7 +16,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[2] / "xenpt"
 # fmt: off
 ROWS = (
-    ("errors", "abi", "units", "cost", "timing", "provenance", "output", "room"),
+    ("errors", "abi", "units", "cost", "provenance", "output", "room"),
     ("_core", "_reference"),
     ("inputs", "inputs.*", "faults"),
     (
@@ -28,7 +28,8 @@ ROWS = (
     ("linux", "linux.*"),
     (
         "explain", "explain.*", "differ", "measured", "scenario", "journal", "cluster", "sweeprow",
-        "sweeptable", "sweeps", "vendors", "limits", "budget", "capacity", "largest", "fleet",
+        "sweeptable", "sweeps", "vendors", "limits", "budget", "capacity", "largest", "fleet", "timing",
+        "boottime",
     ),
     ("",),  # xenpt/__init__.py: the names that a user imports
     (
