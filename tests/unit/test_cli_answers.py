@@ -214,7 +214,7 @@ def test_packed_tables_that_do_not_fit_are_refused_at_once(capsys, monkeypatch):
     assert cli.main(["boot", "64T", "--engine", "packed"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "page tables would need about 128" in error
+    assert "page tables need about 128" in error
     assert "32 GiB are free" in error
 
 

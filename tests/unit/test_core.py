@@ -172,7 +172,8 @@ def good():
 
 WRITTEN = {
     "coalesce": ["out"], "list_runs": ["out"], "fill": ["pages"], "mark": ["pages"],
-    "mark_gather": ["pages"], "walk": ["out", "counts"], "walk_to_free": ["out", "tables", "counts"],
+    "mark_gather": ["pages"], "walk": ["out", "counts"],
+    "walk_to_free": ["out", "tables", "counts"],
     "stream": ["window", "scratch", "counts"],
 }  # fmt: skip
 ARRAYS = [

@@ -28,8 +28,8 @@ ROWS = (
     ("linux", "linux.*"),
     (
         "explain", "explain.*", "differ", "measured", "scenario", "journal", "cluster", "sweeprow",
-        "sweeptable", "sweeps", "vendors", "limits", "budget", "capacity", "largest", "fleet", "timing",
-        "boottime",
+        "sweeptable", "sweeps", "vendors", "limits", "budget", "capacity", "largest", "fleet",
+        "timing", "boottime",
     ),
     ("",),  # xenpt/__init__.py: the names that a user imports
     (

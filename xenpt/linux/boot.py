@@ -157,10 +157,13 @@ class Boot:
         """The second run that is asked for, or that a small guest gets.
 
         None of a Linux that overwrites its own memory in holes: nothing of that is real. None of 32
-        bits or auto-translated, whose calls are other ones; with faults only where asked for.
+        bits or auto-translated, whose calls are other ones, or with faults, which it does not know.
 
-        :raises UsageError: it is asked for, but the guest is too large, or its kernel too small
+        :raises UsageError: it is asked for, but the guest is too large, its kernel too small, or
+            there are faults
         """
+        if check and self._faults.faults:
+            raise UsageError("--check: not with --fault")
         nr_pages = self.domain.plan.nr_pages
         small = nr_pages <= CHECKED_PAGES and not self._faults.faults
         with_calls = self.state.bits == 64 and not self.rules.auto_translated
@@ -194,9 +197,8 @@ class Boot:
             if self._checked is not None:
                 self._checked.follow(stage, before, outcome)
         except RefusedError as refused:
-            if self._faults.faults:
-                raise self._faults.refused() from None
-            raise LinuxPanic(f"kernel BUG in {stage.value}: Xen answers {refused}") from None
+            text = f"kernel BUG in {stage.value}: Xen answers {refused}"
+            raise (self._faults.refused() or LinuxPanic(text)) from None
         self.state = self._faults.after(stage, before, state)
         if isinstance(outcome, Cleanup):
             self.cleanup, outcome = outcome, outcome.cost

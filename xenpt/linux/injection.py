@@ -123,10 +123,10 @@ class Injection:
                 self._refuser = Refuser(fault, left, stage, state, after)
         return self._refuser
 
-    def refused(self) -> LinuxPanic:
-        """What Linux says of the call that was refused."""
-        assert self._refuser is not None
-        assert self._refuser.reaction is not None
+    def refused(self) -> LinuxPanic | None:
+        """What Linux says of the call that was refused; None if no fault refused it."""
+        if self._refuser is None or self._refuser.reaction is None:
+            return None
         text = self._refuser.reaction.text
         self._strike(self._refuser.fault, text, PANIC, self._refuser.stage.value)
         return LinuxPanic(text)
