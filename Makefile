@@ -10,7 +10,7 @@ RUN_READY = $(VENV)/ready-run
 TEST_READY = $(VENV)/ready-test
 CHECK_READY = $(VENV)/ready-check
 
-.PHONY: help run test check lint types hints debug asan ubsan bench bench-counts bench-stages oracle clean
+.PHONY: help run test check lint types hints debug asan ubsan bench bench-counts bench-stages oracle calibrate clean
 
 help:
 	@echo 'make run     build into $(VENV) and run the main job: the bare command xenpt'
@@ -18,6 +18,7 @@ help:
 	@echo 'make check   ruff, cython-lint, mypy, stubtest and a build without performance hints'
 	@echo 'make debug   all tests on a build with bounds checks; make asan, make ubsan: with sanitizers'
 	@echo 'make oracle  boot real Xen and Linux in QEMU and compare; CASES="512m 8g", quick or all'
+	@echo 'make calibrate  count the instructions of real boots; fit the constants of the time model'
 	@echo 'make bench   measure the engine beside its peers; write docs/performance.md'
 	@echo 'make bench-counts   instructions of each loop under callgrind, against the baseline'
 	@echo 'make bench-stages   time each verb over sizes (pytest-benchmark)'
@@ -70,6 +71,10 @@ bench-stages: $(TEST_READY)
 # Takes Xen and Linux of this machine's suite, into ~/.cache/xenpt; installs nothing.
 oracle: $(TEST_READY)
 	PYTHONPATH=tests $(VENV)/bin/python -m oracle $(CASES)
+
+# Likewise; writes tests/golden/instructions, xenpt/data/constants.toml and the tables of docs/model.md.
+calibrate: $(TEST_READY)
+	$(VENV)/bin/python tools/calibrate.py $(CASES)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

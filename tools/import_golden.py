@@ -11,6 +11,7 @@ SOURCE holds what a harvest of real boots wrote, in any of these folders:
 - ``boot-logs/*.jsonl``: records of public logs
 - ``logs-large/*.log.xz``: full serial logs
 - ``icount/*.txt``: lines of logs whose clock counts instructions
+- ``instructions/``: ``counts.jsonl``, ``software.json``, written by tools/calibrate.py
 
 Facts stay as they are. Arrays are stored again without compression, in the same order, and the
 whole archive is then compressed with xz: 8 to 10 times smaller than deflate member by member,
@@ -42,11 +43,16 @@ def main() -> int:
     here = Path(__file__).resolve().parent.parent / "tests" / "golden"
     parser.add_argument("destination", type=Path, nargs="?", default=here)
     args = parser.parse_args()
-    for path, content in converted(args.source):
-        target = args.destination / path
+    store(args.source, args.destination)
+    return report(args.destination)
+
+
+def store(source: Path, destination: Path) -> None:
+    """Write all that SOURCE holds."""
+    for path, content in converted(source):
+        target = destination / path
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)
-    return report(args.destination)
 
 
 def converted(source: Path) -> Iterator[tuple[Path, bytes]]:
@@ -66,6 +72,8 @@ def converted(source: Path) -> Iterator[tuple[Path, bytes]]:
         yield log.relative_to(source), pack(lzma.decompress(log.read_bytes()))
     for text in sorted((source / "icount").glob("*.txt")):
         yield text.relative_to(source), text.read_bytes()
+    for counts in sorted((source / "instructions").glob("*.json*")):
+        yield counts.relative_to(source), counts.read_bytes()
 
 
 def pack(content: bytes) -> bytes:

@@ -10,7 +10,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from xenpt import capacitycommand, sweepcommand, timing
+from xenpt import capacitycommand, sweepcommand
 from xenpt.boottexts import (
     Freed,
     boot_report,
@@ -19,6 +19,7 @@ from xenpt.boottexts import (
     panic_report,
     stream_report,
 )
+from xenpt.boottime import BootTime, BootWork
 from xenpt.domuplan import plan_domu
 from xenpt.errors import UsageError
 from xenpt.inputs.config import LEAF_SIZES, Host, read_e820
@@ -27,13 +28,13 @@ from xenpt.inputs.kernel import Kernel, default_kernel, read_kernel
 from xenpt.linux import PROFILES, SEED, Boot, Cleanup, LinuxRules, free_initial_p2m, with_rules
 from xenpt.linux.state import LinuxPanic
 from xenpt.linux.streamed import stream_boot
-from xenpt.measured import walk_seconds
 from xenpt.plan import Plan, plan_dom0
 from xenpt.provenance import cpu_model
 from xenpt.report import Report, progress_bar
 from xenpt.sweeprow import identity
 from xenpt.sweeptexts import sweep_report
 from xenpt.texts import kernel_report, plan_report
+from xenpt.timing import TimeModel, time_model
 from xenpt.units import pages, parse_size
 from xenpt.xen import build
 from xenpt.xen.dom0 import Domain, setup_pv_physmap
@@ -80,15 +81,18 @@ def boot(options: Namespace) -> Answer:
     """`xenpt boot MEMORY`: does it boot, through which stages, at what cost?"""
     if options.threads < 1:
         raise UsageError(f"--threads {options.threads}: at least one is needed")
-    rules = _rules(options)
+    rules, model = _rules(options), _model(options)
     planned = _plan(options)
     if planned.panic:
-        return Answer(_panicked_boot(planned), panic_report(planned, rules.name), NO)
+        data = _panicked_boot(planned) | {"modelled": model.as_dict()}
+        return Answer(data, panic_report(planned, rules.name), NO)
     booted = Boot(build(planned), rules=rules, e820=planned.host.map).run()
-    data = booted.as_dict()
+    time = BootTime.of(BootWork.of(booted), model)
+    data = booted.as_dict() | {"modelled": model.as_dict()}
+    time.put_into(data)
     if data["cleanup"] is not None:
         data["cleanup"] |= _chosen(planned)
-    report = boot_report(booted, data["beyond"])
+    report = boot_report(booted, data["beyond"], time, model)
     if options.engine == "stream":
         begin = perf_counter()
         with progress_bar("direct map", quiet=options.quiet) as progress:
@@ -101,48 +105,54 @@ def boot(options: Namespace) -> Answer:
 
 def cleanup(options: Namespace) -> Answer:
     """`xenpt cleanup MEMORY`: what does freeing the initial P->M list cost?"""
-    rules = _rules(options)
+    rules, model = _rules(options), _model(options)
     planned = _plan(options)
     if planned.panic:
-        data = _no_cleanup(planned, rules, planned.panic)
+        data = _no_cleanup(planned, rules, planned.panic, model)
         return Answer(data, panic_report(planned, rules.name), NO)
     try:
-        freed = _freed(planned, rules)
+        freed = _freed(planned, rules, model)
     except LinuxPanic as panic:
-        data = _no_cleanup(planned, rules, str(panic))
+        data = _no_cleanup(planned, rules, str(panic), model)
         return Answer(data, panic_report(planned, rules.name, str(panic)), NO)
-    variants = list(_variants(freed.domain, rules))
+    variants = list(_variants(freed.domain, rules, model))
     data = {
         **freed.cleanup.as_dict(),
         **_chosen(planned),
         "panic": None,
-        "variants": {v.plan.host.superpages: v.cleanup.as_dict() for v in variants},
+        "seconds_modelled": freed.seconds,
+        "variants": {
+            v.plan.host.superpages: v.cleanup.as_dict() | {"seconds_modelled": v.seconds}
+            for v in variants
+        },
+        "modelled": model.as_dict(),
     }
-    return Answer(data, cleanup_report(freed, variants))
+    return Answer(data, cleanup_report(freed, variants, model))
 
 
-def _no_cleanup(planned: Plan, rules: LinuxRules, panic: str) -> dict[str, Any]:
+def _no_cleanup(planned: Plan, rules: LinuxRules, panic: str, model: TimeModel) -> dict[str, Any]:
     """The `cleanup` object where there is none: every key, nothing counted."""
-    keys = [*Cleanup.of_nothing(rules.name).as_dict(), "variants"]
+    keys = [*Cleanup.of_nothing(rules.name).as_dict(), "seconds_modelled", "variants"]
     known = {"profile": rules.name, **_chosen(planned), "panic": panic}
-    return dict.fromkeys(keys) | known
+    return dict.fromkeys(keys) | known | {"modelled": model.as_dict()}
 
 
 def sweep(options: Namespace) -> Answer:
     """`xenpt sweep`: how do the costs grow with memory?"""
     form = sweepcommand.chosen_format(options)
     options.json = form == "json"
-    found = sweepcommand.run(options)
+    model = _model(options)
+    found = sweepcommand.run(options, model)
     data = {
         **identity(),
         "cpu": cpu_model(),
         "rows": list(found.rows),
         "growth": found.growth(),
-        "modelled": timing.constants(),
+        "modelled": model.as_dict(),
     }
     return Answer(
         data,
-        sweep_report(found),
+        sweep_report(found, model),
         contents=sweepcommand.contents(found, form),
         written=partial(sweepcommand.finish, options),
     )
@@ -178,13 +188,16 @@ def diff(options: Namespace) -> Answer:
     return Answer(data, diff_report(kind, found, names), NO if found else YES)
 
 
-def founding_question(_: Namespace) -> Answer:
+def founding_question(options: Namespace) -> Answer:
     """The bare command: a dom0 of 600 GiB, without and with INIT_P2M, and the cost of its list."""
+    model = _model(options)
     image, nr_pages = default_kernel(), pages(FOUNDING_SIZE)
     without = plan_dom0(replace(image, init_p2m=None), nr_pages=nr_pages)
     booted = Boot(build(plan_dom0(image, nr_pages=nr_pages)), rules=SEED).run()
-    sweep = {builder: list(_small_sweep(image, builder)) for builder in BUILDERS}
+    sweep = {builder: list(_small_sweep(image, builder, model)) for builder in BUILDERS}
+    time = BootTime.of(BootWork.of(booted), model)
     with_note = booted.as_dict()
+    time.put_into(with_note)
     data = {
         "without_init_p2m": _panicked_boot(without),
         "with_init_p2m": with_note,
@@ -194,27 +207,29 @@ def founding_question(_: Namespace) -> Answer:
                 **freed.cleanup.as_dict(),
                 **_chosen(freed.plan),
                 "measured_walk_seconds": freed.walk_seconds,
+                "seconds_modelled": freed.seconds,
             }
             for builder in BUILDERS
             for freed in sweep[builder]
         ],
-        "modelled": timing.constants(),
+        "modelled": model.as_dict(),
     }
-    return Answer(data, founding_report(without, booted, with_note["beyond"], sweep))
+    report = founding_report(without, booted, with_note["beyond"], sweep, time, model)
+    return Answer(data, report)
 
 
-def _small_sweep(image: Kernel, builder: str) -> Iterator[Freed]:
+def _small_sweep(image: Kernel, builder: str, model: TimeModel) -> Iterator[Freed]:
     for size in SWEEP_SIZES:
         planner = plan_domu if builder == "toolstack" else plan_dom0
-        yield _freed(planner(image, BUILDERS[builder], nr_pages=pages(size)), SEED)
+        yield _freed(planner(image, BUILDERS[builder], nr_pages=pages(size)), SEED, model)
 
 
-def _freed(planned: Plan, rules: LinuxRules) -> Freed:
+def _freed(planned: Plan, rules: LinuxRules, model: TimeModel) -> Freed:
     domain = build(planned)
-    return Freed(domain, free_initial_p2m(domain, rules=rules), walk_seconds(domain))
+    return Freed.of(domain, free_initial_p2m(domain, rules=rules), model)
 
 
-def _variants(domain: Domain, rules: LinuxRules) -> Iterator[Freed]:
+def _variants(domain: Domain, rules: LinuxRules, model: TimeModel) -> Iterator[Freed]:
     """The same domain with other leaves: what would they change? Those that have room for it."""
     plan = domain.plan
     for leaf in LEAF_SIZES if plan.list_outside else ():
@@ -225,7 +240,7 @@ def _variants(domain: Domain, rules: LinuxRules) -> Iterator[Freed]:
         if plan.first_p2m_pfn + mapping.nr_pages + mapping.nr_tables() <= plan.nr_pages:
             freed = free_initial_p2m(domain, rules=rules, mapping=mapping)
             remapped = replace(domain, plan=other, p2m_map=mapping)
-            yield Freed(remapped, freed, walk_seconds(remapped))
+            yield Freed.of(remapped, freed, model)
 
 
 def _panicked_boot(planned: Plan) -> dict[str, Any]:
@@ -240,6 +255,8 @@ def _panicked_boot(planned: Plan) -> dict[str, Any]:
         "moves": None,
         "beyond": planned.beyond,
         "warnings": [],
+        "build_seconds_modelled": None,
+        "boot_seconds_modelled": None,
     }
 
 
@@ -285,6 +302,10 @@ def _domu_plan(options: Namespace) -> Plan:
         nr_pages=pages(options.memory),
         initrd=_initrd(options.initrd),
     )
+
+
+def _model(options: Namespace) -> TimeModel:
+    return time_model(options.constants, cpi=options.cpi, ghz=options.ghz)
 
 
 def _rules(options: Namespace) -> LinuxRules:

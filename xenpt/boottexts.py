@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Boots and cleanups as reports: what was counted, and beside it the one time that is modelled."""
+"""Boots and cleanups as reports: what was counted, and beside it the times that are modelled."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from xenpt import timing
+from xenpt.boottime import BootTime
 from xenpt.cost import Cost
 from xenpt.linux import Boot, Cleanup
 from xenpt.linux.streamed import StreamedBoot
-from xenpt.measured import IN_WORDS
+from xenpt.linux.work import free_work
+from xenpt.measured import IN_WORDS, walk_seconds
 from xenpt.plan import Plan
 from xenpt.report import BAD, GOOD, NOTE, TITLE, Line, Prose, Report, Table
 from xenpt.texts import LEAVES, beyond_report, plan_report
-from xenpt.units import format_address, format_pages, format_size
+from xenpt.timing import TimeModel
+from xenpt.units import format_address, format_pages, format_seconds, format_size
 from xenpt.xen.dom0 import Domain
 
 SHOWN_TYPES = ("mmu_update", "update_va_mapping", "mmuext_op")
@@ -29,8 +31,10 @@ def panic_report(plan: Plan, profile: str, panic: str | None = None) -> Report:
     return report if panic is None else [*report, Line(), Prose(panic, BAD)]
 
 
-def boot_report(boot: Boot, beyond: Iterable[dict[str, Any]]) -> Report:
-    """Verdict, the stages with what they cost, and the limits that they pass."""
+def boot_report(
+    boot: Boot, beyond: Iterable[dict[str, Any]], time: BootTime, model: TimeModel
+) -> Report:
+    """Verdict, the stages with what they cost, their times, and the limits that they pass."""
     plan = boot.domain.plan
     style = BAD if boot.panic else GOOD
     report: Report = [Line(f"{boot.verdict}: {_guest(plan, boot.rules.name)}", style), Line()]
@@ -46,9 +50,23 @@ def boot_report(boot: Boot, beyond: Iterable[dict[str, Any]]) -> Report:
         )
         report += [Line(), Prose(text)]
     report += _moves(boot)
+    if boot.results:
+        report += [Line(), Prose(f"time*: {_times(time)}")]
+        report.append(Prose(f"* {model.in_words()}.", NOTE))
     for bug in boot.bugs:
         report += [Line(), Prose(f"bug {bug.id}: {bug.text}. Fix: {bug.fix}.", BAD)]
     return [*report, *beyond_report(beyond)]
+
+
+def _times(time: BootTime) -> str:
+    """Modelled times of Xen's build and of each stage, in one sentence."""
+    stages = ", ".join(
+        f"{name} {'never measured' if seconds is None else format_seconds(seconds)}"
+        for name, seconds in time.stages.items()
+    )
+    whole = "" if time.linux is None else f" {format_seconds(time.linux)}"
+    build = "" if time.build is None else f"Xen's build {format_seconds(time.build)}; "
+    return f"{build}Linux's stages{whole}: {stages}."
 
 
 def _moves(boot: Boot) -> Report:
@@ -82,11 +100,22 @@ def stream_report(streamed: StreamedBoot | None, seconds: float, threads: int) -
 
 
 class Freed(NamedTuple):
-    """A domain, what freeing its list costs, and seconds that walking its tables took us here."""
+    """A domain, and what freeing its list costs.
+
+    :ivar walk_seconds: that walking its tables took us here
+    :ivar seconds: modelled, of the whole cleanup
+    """
 
     domain: Domain
     cleanup: Cleanup
     walk_seconds: float | None
+    seconds: float | None
+
+    @classmethod
+    def of(cls, domain: Domain, cleanup: Cleanup, model: TimeModel) -> "Freed":
+        """With the times of it."""
+        seconds = model.seconds(free_work(cleanup.cost))
+        return cls(domain, cleanup, walk_seconds(domain), seconds)
 
     @property
     def plan(self) -> Plan:
@@ -99,7 +128,7 @@ class Freed(NamedTuple):
         return self.cleanup.cost
 
 
-def cleanup_report(freed: Freed, variants: Sequence[Freed]) -> Report:
+def cleanup_report(freed: Freed, variants: Sequence[Freed], model: TimeModel) -> Report:
     """The walk and the whole cleanup, for each largest leaf that the list may be mapped with."""
     plan = freed.plan
     columns = sorted([freed, *variants], key=lambda f: list(LEAVES).index(f.plan.host.superpages))
@@ -113,7 +142,7 @@ def cleanup_report(freed: Freed, variants: Sequence[Freed]) -> Report:
         Line(),
         Table(("counted, by largest leaf", *names), _cost_rows(columns)),
         *_leak_report(freed.cost),
-        *([Line(), *_time_notes()] if _is_timed(freed) else []),
+        *([Line(), *_time_notes(model)] if freed.seconds is not None else []),
         *beyond_report(plan.beyond),
     ]
 
@@ -133,7 +162,7 @@ def _cost_rows(columns: Sequence[Freed]) -> list[list[str]]:
         ["  of them page tables", *(f"{sum(cost.tables_freed.values()):,}" for cost in costs)],
         ["pages leaked", *(f"{cost.pages_leaked:,}" for cost in costs)],
     ]
-    if any(map(_is_timed, columns)):
+    if any(column.seconds is not None for column in columns):
         rows.append(["walk alone, here [1]", *map(_walk_time, columns)])
         rows.append(["whole cleanup, modelled [2]", *map(_whole_time, columns)])
     return rows
@@ -144,6 +173,8 @@ def founding_report(
     boot: Boot,
     beyond: Iterable[dict[str, Any]],
     sweep: Mapping[str, Sequence[Freed]],
+    time: BootTime,
+    model: TimeModel,
 ) -> Report:
     """The question that began it: a dom0 of 600 GiB, and what freeing its list costs.
 
@@ -156,6 +187,7 @@ def founding_report(
         _before_and_after(without, boot),
         Line(f"  Xen, without it: {without.panic}", BAD),
         *beyond_report(beyond),
+        Prose(f"time with it [2]: {_times(time)}", indent="  "),
         Line(),
         Line("With the note, as xl dmesg shows it:", TITLE),
         *(Line(text) for text in str(plan)[str(plan).index("VIRTUAL") :].splitlines()),
@@ -164,7 +196,7 @@ def founding_report(
     for builder, rows in sweep.items():
         report += [Line(f"Freeing a list in {BUILT_BY[builder]}:", TITLE)]
         report += [_sweep_table(rows), Line()]
-    return [*report, *_time_notes(), Line(), Line(NEXT, NOTE)]
+    return [*report, *_time_notes(model), Line(), Line(NEXT, NOTE)]
 
 
 def _before_and_after(without: Plan, boot: Boot) -> Table:
@@ -236,11 +268,6 @@ def _made_writable(cost: Cost) -> int:
     return cost.by_type["update_va_mapping"]
 
 
-def _is_timed(freed: Freed) -> bool:
-    """Whether the modelled constant says anything of it."""
-    return _made_writable(freed.cost) > 0
-
-
 def _leak_report(cost: Cost) -> Report:
     if not cost.pages_leaked:
         return []
@@ -252,12 +279,11 @@ def _walk_time(freed: Freed) -> str:
 
 
 def _whole_time(freed: Freed) -> str:
-    seconds = timing.cleanup_seconds(_made_writable(freed.cost))
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.1f} ms"
+    return "-" if freed.seconds is None else format_seconds(freed.seconds)
 
 
-def _time_notes() -> Report:
+def _time_notes(model: TimeModel) -> Report:
     return [
         Prose(f"[1] {IN_WORDS}.", NOTE, indent="    "),
-        Prose(f"[2] {timing.constants_in_words()}. All else is counted.", NOTE, indent="    "),
+        Prose(f"[2] {model.in_words()}. All else is counted.", NOTE, indent="    "),
     ]

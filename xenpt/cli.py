@@ -50,6 +50,8 @@ ARGUMENTS = {
     "explain": "LOG",
     "diff": "A.json B.json",
 }
+#: Commands that model times, besides the bare one.
+TIMED = ("boot", "cleanup", "sweep")
 ABOUT = """\
 Build, boot and tear down the page tables of a Xen PV guest of any size.
 Without a command: the question that began it, answered for a dom0 of 600 GiB.
@@ -181,6 +183,7 @@ def parser() -> Parser:
         allow_abbrev=False,
     )
     whole.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    _add_time_options(whole)
     _add_output_options(whole, keep=False)
     whole.set_defaults(command="founding_question")
     commands = whole.add_subparsers(metavar="COMMAND", help=argparse.SUPPRESS)
@@ -227,6 +230,8 @@ def parser() -> Parser:
             _add_guest_options(command)
         if name == "boot":
             _add_engine_options(command)
+        if name in TIMED:
+            _add_time_options(command)
         _add_output_options(command, keep=True)
     return whole
 
@@ -339,6 +344,17 @@ def _add_engine_options(command: Parser) -> None:
     )
     engine.add_argument(
         "--threads", type=int, default=1, metavar="N", help="of the stream; default: 1"
+    )
+
+
+def _add_time_options(command: Parser) -> None:
+    time = command.add_argument_group("what modelled times are made of")
+    time.add_argument("--cpi", metavar="X", type=float, help="cycles per instruction; default: 1")
+    time.add_argument("--ghz", metavar="X", type=float, help="the processor's clock; default: 3")
+    time.add_argument(
+        "--constants",
+        metavar="FILE.toml",
+        help="instructions of each operation, in place of those shipped",
     )
 
 

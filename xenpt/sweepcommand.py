@@ -16,6 +16,7 @@ from xenpt.report import progress_bar
 from xenpt.scenario import Case, expand, named_e820, named_kernel, parse_sizes, read_scenario
 from xenpt.sweeps import sweep
 from xenpt.sweeptable import Sweep, require_parquet
+from xenpt.timing import TimeModel
 
 DEFAULT_MEMORY = "1G..64T"
 FORMATS = ("text", "json", "jsonl", "csv", "parquet")
@@ -53,7 +54,7 @@ def chosen_format(options: Namespace) -> str:
     return str(found)
 
 
-def run(options: Namespace) -> Sweep:
+def run(options: Namespace, model: TimeModel) -> Sweep:
     """The sweep that the options ask for; its rows are in the journal until `finish`.
 
     :raises UsageError: options without meaning
@@ -83,6 +84,7 @@ def run(options: Namespace) -> Sweep:
                 workers=options.workers,
                 scheduler=options.scheduler,
                 progress=progress,
+                model=model,
             )
     except BaseException:
         if journal and nr_done < nr_all:

@@ -8,15 +8,16 @@ guest that does not boot but its plan.
 
 from typing import Any, Final
 
-from xenpt import timing
+from xenpt.boottime import BootTime, BootWork
 from xenpt.cost import HYPERCALL_TYPES
 from xenpt.linux import Boot, Stage
 from xenpt.plan import Plan
 from xenpt.provenance import commit, cpu_model, version
 from xenpt.scenario import Case
+from xenpt.timing import TimeModel
 from xenpt.xen import build
 
-SCHEMA: Final = 1  # of these columns; raised when one changes its meaning
+SCHEMA: Final = 2  # of these columns; raised when one changes its meaning
 Row = dict[str, Any]
 
 _IDENTITY: Final = {"schema": int, "xenpt": str, "commit": str, "cpu": str, "input_hash": str}
@@ -43,11 +44,19 @@ _COUNTS: Final = (
     *(f"cleanup_{name}" for name in _CLEANUP),
 )
 RESULTS: Final = _VERDICT | dict.fromkeys(_COUNTS, int)
-_MODELLED: Final = {"cleanup_seconds_modelled": float} | {
-    f"model_{name}": type(value) for name, value in timing.constants().items()
+_MODELLED: Final = {
+    "build_seconds_modelled": float,
+    "boot_seconds_modelled": float,
+    "cleanup_seconds_modelled": float,
 }
+#: What the modelled seconds are made of: the same in all rows of a sweep.
+MODEL: Final = {
+    "model_cpi": float, "model_ghz": float, "model_source": str, "model_constants": str,
+}  # fmt: skip
+#: Of what `measure` found, the work of a boot in operations of the time model.
+WORK: Final = "work"
 #: Every column in its order, and the type of its values.
-COLUMNS: Final[dict[str, type]] = _IDENTITY | INPUTS | RESULTS | _MODELLED
+COLUMNS: Final[dict[str, type]] = _IDENTITY | INPUTS | RESULTS | _MODELLED | MODEL
 
 
 def identity() -> Row:
@@ -55,25 +64,34 @@ def identity() -> Row:
     return {"schema": SCHEMA, "xenpt": version(), "commit": commit()}
 
 
-def row_of(case: Case, results: Row) -> Row:
+def model_columns(model: TimeModel) -> Row:
+    """The columns that say what a time model assumes."""
+    return {
+        "model_cpi": model.cpi,
+        "model_ghz": model.ghz,
+        "model_source": model.source,
+        "model_constants": model.fingerprint,
+    }
+
+
+def row_of(case: Case, results: Row, model: TimeModel) -> Row:
     """The whole row of a case from what `measure` found, wherever that ran."""
-    made_writable = results["cleanup_update_va_mapping"]
-    # Of a list inside the initial mapping, the constant says nothing.
-    seconds = timing.cleanup_seconds(made_writable) if made_writable else None
-    constants = {f"model_{name}": value for name, value in timing.constants().items()}
+    time = BootTime.of(results[WORK], model)
     return {
         **identity(),
         "cpu": cpu_model(),
         "input_hash": case.input_hash,
         **case.inputs,
-        **results,
-        "cleanup_seconds_modelled": seconds,
-        **constants,
+        **{name: results[name] for name in RESULTS},
+        "build_seconds_modelled": time.build,
+        "boot_seconds_modelled": time.linux,
+        "cleanup_seconds_modelled": time.stages.get(Stage.P2M_FREE.value),
+        **model_columns(model),
     }
 
 
 def measure(case: Case) -> Row:
-    """Build and boot one guest on extents, and count; the columns from `verdict` on.
+    """Build and boot one guest on extents, and count: the columns of RESULTS, and its WORK.
 
     :raises UsageError: as plan_dom0
     """
@@ -81,15 +99,16 @@ def measure(case: Case) -> Row:
     found: Row = dict.fromkeys(RESULTS)
     found |= {"verdict": "panics", "panic": plan.panic, "nr_pages": plan.nr_pages}
     found |= _plan_counts(plan)
-    beyond = plan.beyond
+    beyond, work = plan.beyond, BootWork(None, {})
     if not plan.panic:
         boot = Boot(build(plan), rules=case.rules, e820=plan.host.map).run()
         beyond = tuple(boot.beyond)
         found |= {"verdict": boot.verdict, "panic": boot.panic}
         if not boot.panic:
             found |= _boot_counts(boot)
+            work = BootWork.of(boot)
     found["beyond"] = "; ".join(str(limit["limit"]) for limit in beyond)
-    return {name: _plain(found[name], kind) for name, kind in RESULTS.items()}
+    return {name: _plain(found[name], kind) for name, kind in RESULTS.items()} | {WORK: work}
 
 
 def _plan_counts(plan: Plan) -> Row:

@@ -12,8 +12,9 @@ from xenpt.inputs.kernel import default_kernel
 from xenpt.journal import Journal
 from xenpt.plan import Plan
 from xenpt.scenario import Case, case_of_plan, checked, expand, unique
-from xenpt.sweeprow import COLUMNS, Row, identity, measure, row_of
+from xenpt.sweeprow import COLUMNS, Row, identity, measure, model_columns, row_of
 from xenpt.sweeptable import Sweep
+from xenpt.timing import TimeModel, time_model
 
 #: Called with the number of rows that are done, and that of all.
 Progress = Callable[[int, int], None]
@@ -29,6 +30,7 @@ def sweep(
     workers: int = 0,
     scheduler: str | None = None,
     progress: Progress | None = None,
+    model: TimeModel | None = None,
     **axes: Values,
 ) -> Sweep:
     """The costs of every combination of the axes' values.
@@ -40,22 +42,24 @@ def sweep(
     :param resume: take the rows that it has already
     :param workers: processes of this machine that share the work; 0 for none but this one
     :param scheduler: address of a dask scheduler whose workers share the work
-    :raises UsageError: values without meaning, or rows in the journal of another xenpt
+    :param model: what the modelled times are made of; None for the shipped constants
+    :raises UsageError: values without meaning, or rows in the journal of another xenpt or model
     :raises ClusterError: the workers cannot be had, or run another xenpt
     """
     cases = _cases(base, axes)
+    model = model or time_model()
     done: dict[str, Row] = {}
     with ExitStack() as open_files:
         kept: Journal | None = None
         if journal is not None:
             kept = open_files.enter_context(Journal(journal, resume=resume))
-            done = _known_rows(kept, cases)
+            done = _known_rows(kept, cases, identity() | model_columns(model))
         todo = [case for case in cases if case.input_hash not in done]
         if progress:
             progress(len(done), len(cases))
         computed = open_files.enter_context(closing(_compute(todo, workers, scheduler)))
         for case, results in computed:
-            row = row_of(case, results)
+            row = row_of(case, results, model)
             if kept:
                 kept.append(row)
             done[case.input_hash] = row
@@ -81,14 +85,14 @@ def _listed(values: Values) -> list[Any]:
     return [values] if one else list(values)
 
 
-def _known_rows(journal: Journal, cases: Sequence[Case]) -> dict[str, Row]:
+def _known_rows(journal: Journal, cases: Sequence[Case], ours: Row) -> dict[str, Row]:
     """Rows of these cases in the journal.
 
-    :raises UsageError: another xenpt wrote them
+    :param ours: columns that are the same in all rows of a sweep
+    :raises UsageError: another xenpt wrote them, or with other constants
     """
     wanted = {case.input_hash for case in cases}
     rows = {key: row for key, row in journal.rows.items() if key in wanted}
-    ours = identity()
     for row in rows.values():
         for name, value in ours.items():
             if row.get(name) != value:

@@ -30,6 +30,7 @@ QUANTITIES: Final = {
     "cleanup_hypercalls": ("cleanup_hypercalls",),
     "boot_hypercalls": ("boot_hypercalls",),
     "cleanup_seconds_modelled": ("cleanup_seconds_modelled",),
+    "boot_seconds_modelled": ("boot_seconds_modelled",),
 }
 
 

@@ -3,14 +3,14 @@
 
 from typing import Final
 
-from xenpt import timing
 from xenpt.output import printable
 from xenpt.report import BAD, NOTE, TITLE, Line, Prose, Report, Table
 from xenpt.scenario import DEFAULT, FLAT
 from xenpt.sweeprow import Row
 from xenpt.sweeptable import Sweep
 from xenpt.texts import LEAVES
-from xenpt.units import format_pages, format_size
+from xenpt.timing import TimeModel
+from xenpt.units import format_pages, format_seconds, format_size
 
 #: Header of each column whose growth is fitted, by the quantity that it shows.
 GROWING: Final = {
@@ -20,24 +20,27 @@ GROWING: Final = {
     "cleanup_hypercalls": "hypercalls",
     "cleanup_seconds_modelled": "whole*",
     "boot_hypercalls": "whole boot",
+    "boot_seconds_modelled": "boot*",
 }
 ABSENT = "-"
+_TIMES: Final = ("cleanup_seconds_modelled", "boot_seconds_modelled")
 _USUAL: Final = (None, FLAT)
 
 
-def sweep_report(sweep: Sweep) -> Report:
+def sweep_report(sweep: Sweep, model: TimeModel) -> Report:
     """All series, and what the columns mean."""
     report: Report = []
     for one in sweep.series:
         report += _series_report(one)
-    return [*report, *_notes(timed=any(row["cleanup_seconds_modelled"] for row in sweep.rows))]
+    timed = any(row[name] for row in sweep.rows for name in _TIMES)
+    return [*report, *_notes(model if timed else None)]
 
 
 def _series_report(one: Sweep) -> Report:
     """The table of one series, with its panics and the limits that it passes below."""
     growth = [
         _growth_row("growth", one, one.exponents()),
-        _growth_row("  at the end", one, one.exponents(nr_largest=2)),
+        _growth_row("  at end", one, one.exponents(nr_largest=2)),
     ]
     if not any(cell.startswith("^") for cells in growth for cell in cells):
         growth = []
@@ -89,12 +92,8 @@ def _cells(one: Sweep) -> list[list[str]]:
 
 
 def _texts(quantity: str, one: Sweep) -> list[str]:
-    form = _time if quantity == "cleanup_seconds_modelled" else "{:,.0f}".format
+    form = format_seconds if quantity.endswith("_modelled") else "{:,.0f}".format
     return [ABSENT if value != value else form(value) for value in one.quantity(quantity).tolist()]
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.1f} ms"
 
 
 def _growth_row(name: str, one: Sweep, exponents: dict[str, float | None]) -> list[str]:
@@ -117,12 +116,12 @@ def _grouped(word: str, rows: tuple[Row, ...], column: str) -> Report:
     return report
 
 
-def _notes(*, timed: bool) -> Report:
+def _notes(model: TimeModel | None) -> Report:
     text = (
         "Freeing the initial P->M list: entries walked, table pages freed, pages made writable, "
-        "hypercalls; whole boot: hypercalls of all its stages. All of them are counted. Growth "
+        "hypercalls; whole boot: hypercalls of all its stages. All but times are counted. Growth "
         "is the e of memory^e, fitted to the logarithms by least squares: of all sizes, and of "
         "the two largest."
     )
-    note = Prose(f"* {timing.constants_in_words()}.", NOTE, indent="  ")
-    return [Prose(text, NOTE), *([note] if timed else [])]
+    note = [] if model is None else [Prose(f"* {model.in_words()}.", NOTE, indent="  ")]
+    return [Prose(text, NOTE), *note]

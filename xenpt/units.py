@@ -84,6 +84,13 @@ def format_pages(nr_pages: int) -> str:
     return format_size(nr_pages << PAGE_SHIFT)
 
 
+def format_seconds(seconds: float) -> str:
+    """A time for people: `1,645 s`, `1.53 s`, `257.4 ms`, `91 us`."""
+    if seconds >= 1:
+        return f"{seconds:,.{0 if seconds >= 100 else 2}f} s"
+    return f"{seconds * 1e3:.1f} ms" if seconds >= 1e-4 else f"{seconds * 1e6:.0f} us"
+
+
 def format_address(address: int) -> str:
     """An address as Xen's log prints it: 16 hex digits, no prefix, modulo 2**64."""
     return f"{address % WORD:016x}"

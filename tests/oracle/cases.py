@@ -14,6 +14,7 @@ class Case:
     :ivar below_4g: where the machine's RAM hole begins, if not where it usually does; at 140M it
         is inside of dom0's first pages, so that Linux has to move its P->M list
     :ivar quiet: no memblock=debug, the log of which grows with memory
+    :ivar silent: Linux prints nothing while it boots
     :ivar partial: Linux is told to use less memory than it has (mem=), which the model does not
         know: of what it does itself, only setup and the free of the list are compared
     :ivar xen: more options of Xen
@@ -28,6 +29,7 @@ class Case:
     initrd_bytes: int | None = None
     below_4g: str | None = None
     quiet: bool = False
+    silent: bool = False
     partial: bool = False
     xen: str = ""
     linux: str = ""

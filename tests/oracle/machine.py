@@ -136,7 +136,7 @@ class Machine:
             "call": f"{_hypercall_instruction(software.xen_syms):x}",
         }
         return [
-            "-plugin", ",".join([_compiled(), *(f"{k}={v}" for k, v in arguments.items())]),
+            "-plugin", ",".join([compiled(_SOURCE), *(f"{k}={v}" for k, v in arguments.items())]),
         ]  # fmt: skip
 
 
@@ -149,6 +149,8 @@ def qemu_version() -> tuple[int, ...]:
 
 def linux_options(case: Case) -> str:
     """Command line of dom0's kernel."""
+    if case.silent:
+        return f"console=hvc0 quiet panic=-1 {case.linux}".rstrip()
     options = ["console=hvc0 earlyprintk=xen ignore_loglevel panic=-1", case.linux]
     if not case.quiet:
         options.append("memblock=debug")
@@ -181,14 +183,14 @@ def _command(software: Software, case: Case, folder: Path, memory: Memory) -> li
     ]  # fmt: skip
 
 
-def _compiled() -> str:
-    """The plugin for this QEMU, compiled into the cache if it is not there."""
+def compiled(source: Path) -> str:
+    """A plugin for this QEMU, compiled into the cache if it is not there."""
     # What is used of the interface is the same in both; QEMU 9 asks for the number, no more.
     version = 1 if qemu_version() < (9, 0) else 2
-    library = cache_folder() / f"hypercalls-{version}.so"
-    if not library.exists() or library.stat().st_mtime < _SOURCE.stat().st_mtime:
+    library = cache_folder() / f"{source.stem}-{version}.so"
+    if not library.exists() or library.stat().st_mtime < source.stat().st_mtime:
         options = "-O2", "-Wall", "-shared", "-fPIC", f"-DPLUGIN_VERSION={version}"
-        subprocess.run(["cc", *options, "-o", str(library), str(_SOURCE)], check=True)
+        subprocess.run(["cc", *options, "-o", str(library), str(source)], check=True)
     return str(library)
 
 

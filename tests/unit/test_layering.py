@@ -16,7 +16,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[2] / "xenpt"
 # fmt: off
 ROWS = (
-    ("errors", "abi", "units", "cost", "timing", "provenance", "output"),
+    ("errors", "abi", "units", "cost", "provenance", "output"),
     ("_core", "_reference"),
     ("inputs", "inputs.*"),
     ("plan", "arrangement", "dom0size", "eras", "layout", "listshape", "panics", "domu*"),
@@ -26,6 +26,7 @@ ROWS = (
     (
         "explain", "explain.*", "differ", "measured", "scenario", "journal", "cluster", "sweeprow",
         "sweeptable", "sweeps", "vendors", "limits", "budget", "capacity", "largest", "fleet",
+        "timing", "boottime",
     ),
     ("",),  # xenpt/__init__.py: the names that a user imports
     (

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 import xenpt
-from xenpt import timing
+from xenpt import cli
 from xenpt.errors import MissingExtraError, UsageError
 from xenpt.linux import SEED, Stage, free_initial_p2m
 from xenpt.sweeprow import COLUMNS, INPUTS, RESULTS
 from xenpt.sweeptable import QUANTITIES, Sweep
+from xenpt.timing import time_model
 
 GIB = 1 << 18  # pages
 
@@ -61,13 +62,12 @@ def test_stages_sum_up_to_the_boot(table):
 def test_row_speaks_for_itself(table):
     for row in table.rows:
         assert list(row) == list(COLUMNS)
-        assert (row["schema"], row["xenpt"]) == (1, xenpt.__version__)
+        assert (row["schema"], row["xenpt"]) == (2, xenpt.__version__)
         assert row["cpu"]
         assert int(row["input_hash"], 16) >= 0
         assert len(row["input_hash"]) == 16
-        assert (row["model_cpi"], row["model_ghz"]) == (timing.CPI, timing.GHZ)
-        seconds = row["cleanup_update_va_mapping"] * timing.INSTRUCTIONS_PER_PAGE / 3e9
-        assert row["cleanup_seconds_modelled"] == pytest.approx(seconds, rel=1e-12)
+        assert (row["model_cpi"], row["model_ghz"]) == (1, 3)
+        assert int(row["model_constants"], 16) > 0
     assert len({row["input_hash"] for row in table.rows}) == 8
 
 
@@ -309,3 +309,32 @@ def test_extra_that_is_missing_is_named(table, monkeypatch):
 def test_sweep_is_a_function_whatever_was_imported_before():
     code = "import xenpt.sweeps, xenpt.sweeptable, xenpt; xenpt.sweep(nr_pages=1); xenpt.sweep"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# --- Modelled time -------------------------------------------------------------------------------
+
+
+def test_seconds_of_a_row_are_those_of_the_boot_command(capsys):
+    (row,) = xenpt.sweep(nr_pages=4 * GIB).rows
+    assert cli.main(["boot", "4G", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    times = {stage["name"]: stage["seconds_modelled"] for stage in found["stages"]}
+    assert row["build_seconds_modelled"] == found["build_seconds_modelled"]
+    assert row["boot_seconds_modelled"] == found["boot_seconds_modelled"]
+    assert row["cleanup_seconds_modelled"] == times["p2m_free"]
+
+
+def test_a_model_of_ones_own_is_in_every_row():
+    model = replace(time_model(), cpi=2.0, source="mine")
+    (usual,), (own,) = (xenpt.sweep(nr_pages=GIB, model=m).rows for m in (None, model))
+    assert own["boot_seconds_modelled"] == pytest.approx(2 * usual["boot_seconds_modelled"])
+    assert (own["model_cpi"], own["model_source"]) == (2.0, "mine")
+    assert own["model_constants"] == usual["model_constants"]
+
+
+def test_rows_with_other_constants_are_not_gone_on_with(tmp_path):
+    journal = tmp_path / "rows"
+    xenpt.sweep(nr_pages=GIB, journal=journal)
+    model = time_model(cpi=2)
+    with pytest.raises(UsageError, match=r"model_cpi 1\.0, not 2"):
+        xenpt.sweep(nr_pages=[GIB, 2 * GIB], journal=journal, resume=True, model=model)

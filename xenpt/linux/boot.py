@@ -24,6 +24,7 @@ from xenpt.linux.rules import MAINLINE, LinuxRules
 from xenpt.linux.setup import MAXMEM_PAGES
 from xenpt.linux.stages import STAGES, Stage
 from xenpt.linux.state import DOM0_DIES, RELOCATED_VADDR, BootState, InitialList, LinuxPanic
+from xenpt.linux.work import Work, stage_work
 from xenpt.xen.dom0 import Domain, setup_pv_physmap
 from xenpt.xen.hypercalls import Call, Hypercalls
 
@@ -35,12 +36,14 @@ class StageResult:
     """One stage that was run.
 
     :ivar mmuext: mmuext operations by command, those of multicalls included
+    :ivar work: in operations whose time can be modelled; None if it cannot be, see work.py
     :ivar calls: the hypercalls in order, or None if they were only counted
     """
 
     name: str
     cost: Cost
     mmuext: dict[int, int]
+    work: Work | None
     calls: tuple[Call, ...] | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -115,7 +118,8 @@ class Boot:
         if stage is Stage.MEMORY_SETUP:
             self._memblock["setup"] = self.state.memblock
         calls = None if hc.log is None else tuple(hc.log)
-        self.results.append(StageResult(stage.value, outcome, hc.mmuext, calls))
+        work = stage_work(stage, outcome, hc.mmuext, self.state)
+        self.results.append(StageResult(stage.value, outcome, hc.mmuext, work, calls))
 
     def _check_unpin(self, stage: Stage) -> None:
         """Tables that Linux pinned must be unpinned, and those that Xen built cannot be (SPEC H5).
