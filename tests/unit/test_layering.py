@@ -16,7 +16,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[2] / "xenpt"
 # fmt: off
 ROWS = (
-    ("errors", "abi", "units", "cost", "provenance", "output"),
+    ("errors", "abi", "units", "cost", "provenance", "output", "shown"),
     ("_core", "_reference"),
     ("inputs", "inputs.*"),
     ("plan", "arrangement", "dom0size", "eras", "layout", "listshape", "panics", "domu*"),
@@ -26,12 +26,13 @@ ROWS = (
     (
         "explain", "explain.*", "differ", "measured", "scenario", "journal", "cluster", "sweeprow",
         "sweeptable", "sweeps", "vendors", "limits", "budget", "capacity", "largest", "fleet",
-        "timing", "boottime",
+        "occupancy", "timing", "boottime", "tracing",
     ),
     ("",),  # xenpt/__init__.py: the names that a user imports
     (
         "report", "texts", "boottexts", "sweeptexts", "capacitytexts", "logtexts", "sweepcommand",
-        "capacitycommand", "capacityoptions", "answers", "cli", "__main__",
+        "capacitycommand", "capacityoptions", "htmltext", "pictures", "pictures.*", "notebook",
+        "reportcommand", "pictureoptions", "answers", "cli", "__main__",
     ),
 )
 # fmt: on

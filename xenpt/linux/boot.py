@@ -25,6 +25,7 @@ from xenpt.linux.setup import MAXMEM_PAGES
 from xenpt.linux.stages import STAGES, Stage
 from xenpt.linux.state import DOM0_DIES, RELOCATED_VADDR, BootState, InitialList, LinuxPanic
 from xenpt.linux.work import Work, stage_work
+from xenpt.shown import Shown
 from xenpt.xen.dom0 import Domain, setup_pv_physmap
 from xenpt.xen.hypercalls import Call, Hypercalls
 
@@ -51,7 +52,7 @@ class StageResult:
         return {"name": self.name} | self.cost.as_dict()
 
 
-class Boot:
+class Boot(Shown):
     """A domain that one generation of Linux boots in.
 
     :param e820: the map that Xen gives to the domain; None for a flat one
