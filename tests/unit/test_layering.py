@@ -32,7 +32,7 @@ ROWS = (
     (
         "report", "texts", "boottexts", "sweeptexts", "capacitytexts", "logtexts", "sweepcommand",
         "capacitycommand", "capacityoptions", "htmltext", "pictures", "pictures.*", "notebook",
-        "reportcommand", "pictureoptions", "answers", "cli", "__main__",
+        "reportcommand", "pictureoptions", "filesbeside", "answers", "cli", "__main__",
     ),
 )
 # fmt: on
