@@ -4,7 +4,7 @@
 import re
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -31,15 +31,21 @@ from xenpt.faultoptions import (
     without_pages,
 )
 from xenpt.faults import Fault, Outcome
+from xenpt.filesbeside import Files, boot_files, plot
 from xenpt.inputs.config import LEAF_SIZES, Host, read_e820
 from xenpt.inputs.initrd import Initrd, read_initrd
 from xenpt.inputs.kernel import Kernel, default_kernel, read_kernel
 from xenpt.linux import PROFILES, SEED, Boot, Cleanup, LinuxRules, free_initial_p2m, with_rules
 from xenpt.linux.state import LinuxPanic
 from xenpt.linux.streamed import pack_boot, stream_boot
+from xenpt.pictures.budgets import budget_picture
+from xenpt.pictures.growth import growth_picture
+from xenpt.pictures.layouts import layout_picture
+from xenpt.pictures.picture import require_matplotlib
 from xenpt.plan import Plan, plan_dom0
 from xenpt.provenance import cpu_model
 from xenpt.report import Report, progress_bar
+from xenpt.reportcommand import GuestPage
 from xenpt.sweeprow import identity
 from xenpt.sweeptexts import sweep_report
 from xenpt.texts import kernel_report, plan_report
@@ -66,6 +72,7 @@ class Answer:
     :ivar status: exit status, YES, NO or UNANSWERED
     :ivar contents: the output itself, in a format that only this command has
     :ivar written: to be called when the output is complete
+    :ivar files: what else the options ask for: contents by name, made when they are written
     """
 
     data: dict[str, Any]
@@ -73,6 +80,7 @@ class Answer:
     status: int = YES
     contents: str | bytes | None = None
     written: Callable[[], None] = lambda: None
+    files: Files = field(default_factory=dict)
 
 
 def kernel(options: Namespace) -> Answer:
@@ -88,7 +96,8 @@ def plan(options: Namespace) -> Answer:
     outcomes = builder_outcomes(found)
     data = found.as_dict() | _faults(outcomes)
     report = plan_report(found) + faults_report(outcomes)
-    return Answer(data, report, NO if found.panic else YES)
+    files = plot(options, lambda: layout_picture(found))
+    return Answer(data, report, NO if found.panic else YES, files=files)
 
 
 def boot(options: Namespace) -> Answer:
@@ -101,7 +110,7 @@ def boot(options: Namespace) -> Answer:
         outcomes = _outcomes_without_boot(planned, faults)
         report = panic_report(planned, rules.name) + faults_report(outcomes)
         data = _panicked_boot(planned, outcomes) | {"modelled": model.as_dict()}
-        return Answer(data, report, NO)
+        return Answer(data, report, NO, files=boot_files(options, planned, model))
     domain = build(planned)
     booted = Boot(
         domain, rules=rules, e820=planned.host.map, check=options.check, faults=faults
@@ -124,7 +133,8 @@ def boot(options: Namespace) -> Answer:
                 )
         data[key] = None if words is None else asdict(words)
         report += words_report(key, words, perf_counter() - begin, options.threads)
-    return Answer(data, report, BOOT_STATUS[booted.verdict])
+    files = boot_files(options, booted, model)
+    return Answer(data, report, BOOT_STATUS[booted.verdict], files=files)
 
 
 def cleanup(options: Namespace) -> Answer:
@@ -202,13 +212,35 @@ def sweep(options: Namespace) -> Answer:
         sweep_report(found, model),
         contents=sweepcommand.contents(found, form),
         written=partial(sweepcommand.finish, options),
+        files=plot(options, lambda: growth_picture(found)),
     )
+
+
+def report(options: Namespace) -> Answer:
+    """`xenpt report MEMORY -o FILE`: one page with the pictures."""
+    if not options.json:
+        if options.output is None:
+            raise UsageError("the page needs a file: -o report.html, or -o - for a pipe")
+        require_matplotlib()
+    if options.memory is None and options.host is None and options.e820 == "flat":
+        options.memory = FOUNDING_SIZE
+    with progress_bar("report", quiet=options.quiet) as progress:
+        found = GuestPage(
+            _plan(options),
+            _rules(options),
+            _model(options),
+            guest_pages=pages(options.guests),
+            progress=progress,
+        )
+        return Answer(found.as_dict(), [], contents=None if options.json else found.as_page())
 
 
 def capacity(options: Namespace) -> Answer:
     """`xenpt capacity`: where the memory of a host goes, and what is left of it."""
-    data, report, fits = capacitycommand.run(options, _guest_kernel(options), _rules(options))
-    return Answer(data, report, YES if fits else NO)
+    found = capacitycommand.run(options, _guest_kernel(options), _rules(options))
+    data, report, fits, budgets = found
+    files = plot(options, lambda: budget_picture(budgets))
+    return Answer(data, report, YES if fits else NO, files=files)
 
 
 def explain(options: Namespace) -> Answer:

@@ -9,6 +9,7 @@ from xenpt.inputs.config import Guest, Host
 from xenpt.inputs.kernel import Kernel
 from xenpt.layout import Layout
 from xenpt.listshape import Range
+from xenpt.shown import Shown
 from xenpt.units import format_address
 
 UNKNOWN_ADDRESS = "?" * 16  # a machine address that no host layout determines
@@ -21,7 +22,7 @@ JSON_KEYS = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class Plan(Shown):
     """Where everything of a dom0 will be. Ranges are half-open (start, end) byte addresses.
 
     The fields up to `beyond` are the keys of the `plan` JSON object. A plan that panics has its

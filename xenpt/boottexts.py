@@ -27,7 +27,11 @@ NEXT = "Next:  xenpt plan 600G   xenpt boot 1T   xenpt cleanup 4G   xenpt kernel
 
 def panic_report(plan: Plan, profile: str, panic: str | None = None) -> Report:
     """Nobody builds this guest, and Linux never runs; or Linux gives up with `panic`."""
-    report: Report = [Line(f"panics: {_guest(plan, profile)}", BAD), Line(), *plan_report(plan)]
+    report: Report = [
+        Line(f"panics: {guest_in_words(plan, profile)}", BAD),
+        Line(),
+        *plan_report(plan),
+    ]
     return report if panic is None else [*report, Line(), Prose(panic, BAD)]
 
 
@@ -37,7 +41,10 @@ def boot_report(
     """Verdict, the stages with what they cost, their times, and the limits that they pass."""
     plan = boot.domain.plan
     style = GOOD if boot.verdict == "boots" else BAD
-    report: Report = [Line(f"{boot.verdict}: {_guest(plan, boot.rules.name)}", style), Line()]
+    report: Report = [
+        Line(f"{boot.verdict}: {guest_in_words(plan, boot.rules.name)}", style),
+        Line(),
+    ]
     if boot.panic:
         report += [Prose(boot.panic, BAD), Line()]
     if boot.not_modelled:
@@ -149,7 +156,7 @@ def cleanup_report(freed: Freed, variants: Sequence[Freed], model: TimeModel) ->
         names = ["inside the initial mapping"]
     size = format_size(plan.p2m[1] - plan.p2m[0])
     return [
-        Line(f"{_guest(plan, freed.cleanup.profile)}:", TITLE),
+        Line(f"{guest_in_words(plan, freed.cleanup.profile)}:", TITLE),
         Prose(f"freeing its initial P->M list, {size} at {format_address(plan.p2m[0])}."),
         Line(),
         Table(("counted, by largest leaf", *names), _cost_rows(columns)),
@@ -196,7 +203,7 @@ def founding_report(
     """
     plan = boot.domain.plan
     report: Report = [
-        Line(f"Can a {_guest(plan, boot.rules.name)}, start?", TITLE),
+        Line(f"Can a {guest_in_words(plan, boot.rules.name)}, start?", TITLE),
         _before_and_after(without, boot),
         Line(f"  Xen, without it: {without.panic}", BAD),
         *beyond_report(beyond),
@@ -248,7 +255,8 @@ def _sweep_table(rows: Sequence[Freed]) -> Table:
     )
 
 
-def _guest(plan: Plan, profile: str) -> str:
+def guest_in_words(plan: Plan, profile: str) -> str:
+    """Who the guest is, its size, and the Linux and Xen that it is modelled with."""
     who = "dom0" if plan.guest.builder == "dom0" else "guest of the toolstack"
     return (
         f"{who} of {format_pages(plan.nr_pages)} ({plan.nr_pages:,} pages), "

@@ -24,6 +24,7 @@ from xenpt.inputs.kernel import Kernel, default_kernel
 from xenpt.limits import TIB_PAGES, Limit, guest_limits, host_limits, xen_frames
 from xenpt.linux import MAINLINE, LinuxRules
 from xenpt.plan import Plan, plan_dom0
+from xenpt.shown import Shown
 from xenpt.units import format_pages, pages
 from xenpt.vendors import (
     DOM0_RULES,
@@ -72,7 +73,7 @@ def parse_guests(text: str, kind: str, vcpus: int) -> GuestGroup:
 
 
 @dataclass(frozen=True)
-class Capacity:
+class Capacity(Shown):
     """The budget of one host; made by `capacity`.
 
     `rows` are what a stacked bar shows, from the bottom: "ignored" (RAM that Xen does not use, only

@@ -4,7 +4,7 @@
 from argparse import Namespace
 from typing import Any
 
-from xenpt.capacity import GuestGroup, capacity, parse_guests
+from xenpt.capacity import Capacity, GuestGroup, capacity, parse_guests
 from xenpt.capacitytexts import capacity_report, fleet_report
 from xenpt.errors import UsageError
 from xenpt.fleet import Dom0, Option, fleet, read_fleet
@@ -18,11 +18,11 @@ from xenpt.vendors import DOM0_RULES
 
 ALL_RULES = "all"
 _BY_FILE = ("host", "e820", "guests", "type", "vcpus", "dom0_mem", "dom0_rule", "xen", "bigmem")
-Found = tuple[dict[str, Any], Report, bool]
+Found = tuple[dict[str, Any], Report, bool, list[Capacity]]
 
 
 def run(options: Namespace, kernel: Kernel, rules: LinuxRules) -> Found:
-    """The answer as data and as a report, and whether it is a yes.
+    """The answer as data and as a report, whether it is a yes, and the budgets that it shows.
 
     :raises UsageError: options without meaning
     """
@@ -61,12 +61,13 @@ def _budget(
             for each in by_rule
         ],
     }
-    return data, capacity_report(chosen, largest, by_rule), chosen.fits
+    return data, capacity_report(chosen, largest, by_rule), chosen.fits, by_rule or [chosen]
 
 
 def _fleet(found: list[Option]) -> Found:
     data = {"options": [option.as_dict() for option in found]}
-    return data, fleet_report(found), all(option.per_host for option in found)
+    fits = all(option.per_host for option in found)
+    return data, fleet_report(found), fits, [option.full for option in found]
 
 
 def _options_of_file(options: Namespace, kernel: Kernel, rules: LinuxRules) -> list[Option]:

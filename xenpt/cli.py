@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 from xenpt import output
 from xenpt.capacityoptions import add_capacity_options
 from xenpt.errors import StoppedError, UsageError, XenptError
+from xenpt.pictureoptions import add_file_options, add_report_options
 from xenpt.report import coloured, plain
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ QUESTIONS = {
     "What does it cost?": {
         "cleanup": "what does freeing the initial P->M list cost?",
         "sweep": "how do the costs grow with memory?",
+        "report": "the pictures of all this, on one page for a browser",
     },
     "How much is left?": {
         "capacity": "what is left of a host, and what limits it?",
@@ -51,7 +53,7 @@ ARGUMENTS = {
     "diff": "A.json B.json",
 }
 #: Commands that model times, besides the bare one.
-TIMED = ("boot", "cleanup", "sweep")
+TIMED = ("boot", "cleanup", "sweep", "report")
 ABOUT = """\
 Build, boot and tear down the page tables of a Xen PV guest of any size.
 Without a command: the question that began it, answered for a dom0 of 600 GiB.
@@ -92,15 +94,37 @@ def run(arguments: Sequence[str]) -> int:
     _check_time_options(options)
     from xenpt import answers
 
+    if getattr(options, "plot", None) is not None:
+        from xenpt.pictures.picture import plot_format, require_matplotlib
+
+        plot_format(options.plot)
+        require_matplotlib()
     with _warnings_as_lines(quiet=options.quiet):
         answer = getattr(answers, options.command)(options)
+    status = _write_files(answer)
     path = None if options.output == "-" else options.output
     if isinstance(answer.contents, bytes) and path is not None:
         output.write_file(path, answer.contents)
     else:
         output.write(_text(answer, json_wanted=options.json, to_file=path is not None), path)
     answer.written()
-    return int(answer.status)
+    return status
+
+
+def _write_files(answer: "Answer") -> int:
+    """Write what the options ask for besides the answer; its exit status.
+
+    What cannot be made of this answer, such as the plot of a boot that never began, is said in one
+    line, and the status is not 0.
+    """
+    status = int(answer.status)
+    for path, contents in answer.files.items():
+        try:
+            output.write_file(path, contents())
+        except UsageError as error:
+            output.complain(f"{path}: not written: {error}")
+            status = max(status, 1)
+    return status
 
 
 def _check_time_options(options: argparse.Namespace) -> None:
@@ -242,9 +266,12 @@ def parser() -> Parser:
             _add_fault_option(command)
         if name == "boot":
             _add_engine_options(command)
+        if name == "report":
+            add_report_options(command)
         if name in TIMED:
             _add_time_options(command, keep=True)
         _add_output_options(command, keep=True)
+        add_file_options(command, name)
     return whole
 
 

@@ -4,6 +4,8 @@
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from xenpt.shown import Shown
+
 HYPERCALL_TYPES = ("mmu_update", "update_va_mapping", "mmuext_op", "memory_op", "multicall")
 TABLE_LEVELS = ("l1", "l2", "l3", "l4")
 
@@ -17,7 +19,7 @@ def _by_level() -> dict[str, int]:
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
+class Cost(Shown):
     """What one stage of a boot does, counted.
 
     A hypercall is one trap of the guest: a batch of several calls is one `multicall`, and a

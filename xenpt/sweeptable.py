@@ -16,6 +16,7 @@ import numpy.typing as npt
 from xenpt.errors import MissingExtraError, UsageError
 from xenpt.journal import json_line
 from xenpt.output import write_file
+from xenpt.shown import Shown
 from xenpt.sweeprow import COLUMNS, INPUTS, RESULTS, Row
 
 Array = npt.NDArray[Any]
@@ -35,7 +36,7 @@ QUANTITIES: Final = {
 
 
 @dataclass(frozen=True)
-class Sweep:
+class Sweep(Shown):
     """The rows of a sweep, in the order of its axes, the memory sizes innermost."""
 
     rows: tuple[Row, ...]

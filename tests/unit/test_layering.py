@@ -16,7 +16,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[2] / "xenpt"
 # fmt: off
 ROWS = (
-    ("errors", "abi", "units", "cost", "provenance", "output", "room"),
+    ("errors", "abi", "units", "cost", "provenance", "output", "room", "shown"),
     ("_core", "_reference"),
     ("inputs", "inputs.*", "faults"),
     (
@@ -29,12 +29,14 @@ ROWS = (
     (
         "explain", "explain.*", "differ", "measured", "scenario", "journal", "cluster", "sweeprow",
         "sweeptable", "sweeps", "vendors", "limits", "budget", "capacity", "largest", "fleet",
-        "timing", "boottime",
+        "occupancy", "timing", "boottime", "tracing",
     ),
     ("",),  # xenpt/__init__.py: the names that a user imports
     (
         "report", "texts", "boottexts", "sweeptexts", "capacitytexts", "logtexts", "sweepcommand",
-        "capacitycommand", "capacityoptions", "faultoptions", "answers", "cli", "__main__",
+        "capacitycommand", "capacityoptions", "htmltext", "pictures", "pictures.*", "notebook",
+        "reportcommand", "pictureoptions", "filesbeside", "faultoptions", "answers", "cli",
+        "__main__",
     ),
 )
 # fmt: on

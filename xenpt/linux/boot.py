@@ -44,6 +44,7 @@ from xenpt.linux.state import (
 )
 from xenpt.linux.work import Work, stage_work
 from xenpt.plan import Plan
+from xenpt.shown import Shown
 from xenpt.units import format_size
 from xenpt.xen.dom0 import Domain, setup_pv_physmap
 from xenpt.xen.hypercalls import Call, Hypercalls
@@ -77,7 +78,7 @@ class StageResult:
         return {"name": self.name} | self.cost.as_dict()
 
 
-class Boot:
+class Boot(Shown):
     """A domain that one generation of Linux boots in.
 
     :param e820: the map that Xen gives to the domain; None for a flat one
