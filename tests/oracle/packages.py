@@ -92,7 +92,7 @@ def fetch() -> Software:
 
     :raises UnavailableError: no apt, another architecture, or the download failed
     """
-    return _held("software.json", Software, _download)
+    return _held("packages.json", Software, _download)
 
 
 def fetch_toolstack() -> Toolstack:
@@ -111,7 +111,7 @@ def privcmd_module(software: Software) -> bytes:
     tree = Path(software.linux).parent.parent
     found = sorted(tree.glob("**/xen-privcmd.ko*"))
     if not found or found[0].suffix not in (".ko", ".xz"):
-        raise UnavailableError(f"no xen-privcmd.ko in {tree}: remove {cache_folder()}, run again")
+        raise UnavailableError(f"no xen-privcmd.ko in {tree}: packed in another way than Debian's")
     content = found[0].read_bytes()
     return lzma.decompress(content) if found[0].suffix == ".xz" else content
 
@@ -194,12 +194,12 @@ def _unpack(package: str) -> Path:
     _apt("apt-get", "-qq", "download", package, cwd=folder)
     deb = max(folder.glob(f"{package}_*.deb"), key=os.path.getmtime)
     tree = folder / f"{package}_{_field(deb, 'Version')}"
-    if not tree.is_dir():
-        partial = folder / "partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        _extract(deb, partial)
-        partial.rename(tree)
+    partial = folder / "partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    _extract(deb, partial)
+    shutil.rmtree(tree, ignore_errors=True)
+    partial.rename(tree)
     for other in set(folder.glob(f"{package}_*")) - {tree}:
         if other.is_dir():
             shutil.rmtree(other)
