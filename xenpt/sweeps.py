@@ -18,6 +18,7 @@ from xenpt.timing import TimeModel, time_model
 
 #: Called with the number of rows that are done, and that of all.
 Progress = Callable[[int, int], None]
+MAX_INT = (1 << 63) - 1  # of a column's integers
 #: What an axis may be given as: one value, or many.
 Values = Any
 
@@ -102,7 +103,19 @@ def _known_rows(journal: Journal, cases: Sequence[Case], ours: Row) -> dict[str,
                 )
         if list(row) != list(COLUMNS):
             raise UsageError(f"{journal.path}: its rows have other columns")
+        for name, value in row.items():
+            if not _is_of(COLUMNS[name], value):
+                raise UsageError(f"{journal.path}: a row has {value!r} in column {name}")
     return rows
+
+
+def _is_of(kind: type, value: object) -> bool:
+    """Whether a column of that type may have the value: None, or one that its table can hold."""
+    if value is None:
+        return True
+    if kind is float:
+        return isinstance(value, int | float) and abs(value) < MAX_INT
+    return type(value) is kind and not (isinstance(value, int) and abs(value) > MAX_INT)
 
 
 def _compute(

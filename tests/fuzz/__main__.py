@@ -83,6 +83,7 @@ def fuzz(name: str, seconds: float, scratch: str) -> Tally:
                 f"-max_len={target.most_bytes}", f"-artifact_prefix={kept}/",
                 f"-max_total_time={max(1, round(seconds - tally.seconds))}",
                 f"-timeout={HANG_SECONDS}", "-rss_limit_mb=0", "-print_final_stats=1",
+                f"-report_slow_units={HANG_SECONDS}",
             ],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
             env=os.environ | {"TMPDIR": scratch},

@@ -88,6 +88,16 @@ def test_rows_with_other_columns_are_not_mixed_with_ours(path, whole):
 
 
 @pytest.mark.parametrize(
+    "column, value",
+    [("nr_pages", 1 << 63), ("nr_pages", "1"), ("nr_pages", True), ("init_p2m", 1), ("xen", [])],
+)
+def test_rows_with_values_of_another_kind_are_refused(path, whole, column, value):
+    path.write_text(json.dumps({**whole.rows[0], column: value}) + "\n")
+    with pytest.raises(UsageError, match=f"a row has .* in column {column}"):
+        xenpt.sweep(nr_pages=SIZES, journal=path, resume=True)
+
+
+@pytest.mark.parametrize(
     "content, offset",
     [("precious\n", 0), ("precious", 0), ("[1]\n", 0), ('{"schema":1}\n', 0)],
 )

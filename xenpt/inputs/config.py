@@ -104,7 +104,7 @@ class Guest:
     cmd_line: str = ""
 
     def __post_init__(self) -> None:
-        if self.initrd_bytes is not None and not 0 <= self.initrd_bytes < WORD:
+        if self.initrd_bytes is not None and not 0 <= self.initrd_bytes < WORD // 2:
             raise UsageError(f"an initrd of {self.initrd_bytes:#x} bytes")
 
 
