@@ -12,9 +12,9 @@ import goldendata
 import numpy as np
 from linuxcases import Frames, boot_of, reserve_unmodelled, version
 
-from xenpt.abi import ENTRIES, LEVELS, PAGE_SHIFT
+from xenpt.abi import ENTRIES, LEVELS, PAGE_SHIFT, XEN_SLOTS
 from xenpt.extents import P2M
-from xenpt.image import XEN_SLOTS, PageTableImage
+from xenpt.image import PageTableImage
 from xenpt.inputs.config import Ram
 from xenpt.linux import Boot, Stage
 from xenpt.linux.addressspace import address_space
@@ -91,7 +91,7 @@ def compare(case: str, point: str) -> Comparison:
         ours = np.zeros(ENTRIES, np.uint64) if at is None else image.pages[at]
         slots = np.ones(ENTRIES, bool)
         if level == LEVELS:
-            slots[slice(*XEN_SLOTS)] = False
+            slots[XEN_SLOTS] = False
         here = [place for place in skipped if place[:2] == (level, vaddr)]
         slots[[slot for _, _, slot in here]] = False
         left_out += here

@@ -18,8 +18,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "golden")]
 
-from xenpt.abi import ENTRIES, LEVELS  # noqa: E402
-from xenpt.image import XEN_SLOTS, materialise  # noqa: E402
+from xenpt.abi import ENTRIES, LEVELS, XEN_SLOTS  # noqa: E402
+from xenpt.image import materialise  # noqa: E402
 
 addressspaces, goldendata, test_domu, test_entry = map(
     import_module, ("addressspaces", "goldendata", "test_domu", "test_entry")
@@ -55,7 +55,7 @@ def rows() -> Iterator[Row]:
         words = sum(test_domu.compare(*one) for one in cases)  # raises where a word differs
         if point == "entry":
             roots = (goldendata.arrays(case, "domu")["entry_level"] == LEVELS for case, _ in cases)
-            words -= (XEN_SLOTS[1] - XEN_SLOTS[0]) * sum(int(root.sum()) for root in roots)
+            words -= len(XEN_SLOTS) * sum(int(root.sum()) for root in roots)
         yield f"domU {text} the pin of its root", len(cases), words, 0, 0
 
 
@@ -67,7 +67,7 @@ def entry(case: str) -> tuple[int, int]:
     columns = (arrays["entry_mfn"], arrays["entry_level"], arrays["entry_pages"])
     for mfn, level, real in zip(*columns, strict=True):
         guests = np.ones(ENTRIES, bool)
-        guests[slice(*XEN_SLOTS)] = level != LEVELS
+        guests[XEN_SLOTS] = level != LEVELS
         at = image.index(int(mfn))
         ours = np.zeros_like(real) if at is None else image.pages[at]
         words += int(guests.sum())

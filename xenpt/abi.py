@@ -18,6 +18,7 @@ ENTRIES: Final = 1 << TABLE_SHIFT  # entries of one table page
 LEVELS: Final = 4  # PV guests are never 5-level (SPEC A8)
 VADDR_BITS: Final = 48
 WORD: Final = 1 << 64  # addresses and entries are computed modulo this
+HIGH_HALF: Final = WORD - (1 << VADDR_BITS)  # what sign extension adds above the lower half
 VPN_END: Final = WORD >> PAGE_SHIFT  # virtual page numbers are below it, signs extended
 # Address bits below the slot number of a table of level 2, 3, 4; bytes that one entry covers.
 L2_SHIFT: Final = PAGE_SHIFT + TABLE_SHIFT
@@ -40,6 +41,7 @@ PTE_GLOBAL: Final = 0x100
 PTE_AVAIL: Final = 0xE00
 PTE_MFN_MASK: Final = 0x000F_FFFF_FFFF_F000
 PTE_GUEST_KERNEL: Final = 1 << 52  # software bit of Xen, flag bit 12
+PTE_SAVED_DIRTY: Final = 1 << 58  # software bit of Linux since 6.6 (_PAGE_BIT_SAVED_DIRTY)
 PTE_NX: Final = 1 << 63
 
 # --- Flags that the builders write (SPEC A3, golden/README.md rule 10) -------------------------
@@ -207,6 +209,11 @@ def is_canonical(vaddr: int) -> bool:
     return vaddr >> (VADDR_BITS - 1) in (0, (WORD - 1) >> (VADDR_BITS - 1))
 
 
+def canonical(vaddr: int) -> int:
+    """The address of whose bits `vaddr`, in [0, 2**48], has the lower 48; an end may be 2**64."""
+    return vaddr + HIGH_HALF if vaddr >> (VADDR_BITS - 1) else vaddr
+
+
 def table_slot(vaddr: int, level: int) -> int:
     """Index of `vaddr` in its table of `level` (1 holds 4 KiB leaves), in [0, 512)."""
     return (vaddr >> (PAGE_SHIFT + TABLE_SHIFT * (level - 1))) & (ENTRIES - 1)
@@ -230,3 +237,9 @@ def pfn_up(nr_bytes: int) -> int:
 def get_order(nr_bytes: int) -> int:
     """Smallest order whose 2**order pages hold `nr_bytes` (Xen get_order_from_bytes)."""
     return max(pfn_up(nr_bytes) - 1, 0).bit_length()
+
+
+#: Slots of an L4 table that belong to Xen (SPEC A7); its linear map there shows the tables again.
+XEN_SLOTS: Final = range(
+    table_slot(HYPERVISOR_VIRT_START, LEVELS), table_slot(HYPERVISOR_VIRT_END, LEVELS)
+)

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What each command does: options of the command line -> an answer, as data and as a report."""
 
-import re
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 from xenpt import capacitycommand, sweepcommand
+from xenpt.asked import asked_kernel, asked_model, asked_plan, asked_rules, kernel_of_file
 from xenpt.boottexts import (
+    BUILT_BY,
     Freed,
     boot_report,
     cleanup_report,
@@ -25,17 +25,14 @@ from xenpt.domuplan import plan_domu
 from xenpt.errors import UsageError
 from xenpt.faultoptions import (
     faults_of,
-    faults_report,
-    faulty_host,
     with_lost_pages,
     without_pages,
 )
 from xenpt.faults import Fault, Outcome
 from xenpt.filesbeside import Files, boot_files, plot
-from xenpt.inputs.config import LEAF_SIZES, Host, read_e820
-from xenpt.inputs.initrd import Initrd, read_initrd
-from xenpt.inputs.kernel import Kernel, default_kernel, read_kernel
-from xenpt.linux import PROFILES, SEED, Boot, Cleanup, LinuxRules, free_initial_p2m, with_rules
+from xenpt.inputs.config import LEAF_SIZES, Host
+from xenpt.inputs.kernel import Kernel, default_kernel
+from xenpt.linux import SEED, Boot, Cleanup, LinuxRules, free_initial_p2m
 from xenpt.linux.state import LinuxPanic
 from xenpt.linux.streamed import pack_boot, stream_boot
 from xenpt.pictures.budgets import budget_picture
@@ -46,11 +43,12 @@ from xenpt.plan import Plan, plan_dom0
 from xenpt.provenance import cpu_model
 from xenpt.report import Report, progress_bar
 from xenpt.reportcommand import GuestPage
+from xenpt.scenario import BUILDER_LEAVES
 from xenpt.sweeprow import identity
 from xenpt.sweeptexts import sweep_report
-from xenpt.texts import kernel_report, plan_report
-from xenpt.timing import TimeModel, time_model
-from xenpt.units import pages, parse_size
+from xenpt.texts import faults_report, kernel_report, plan_report
+from xenpt.timing import TimeModel
+from xenpt.units import pages
 from xenpt.xen import build
 from xenpt.xen.dom0 import Domain, setup_pv_physmap
 
@@ -59,8 +57,6 @@ BOOT_STATUS = {"boots": YES, "panics": NO, "unknown": UNANSWERED}
 FOUNDING_SIZE = "600G"
 MAX_THREADS = 256
 SWEEP_SIZES = ("64G", "512G", "600G", "1T", "4T", "12T")
-#: Who builds a guest, with the largest leaf that each uses for the P->M list.
-BUILDERS = {"toolstack": Host(superpages="4k"), "dom0": Host(superpages="1g")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +81,14 @@ class Answer:
 
 def kernel(options: Namespace) -> Answer:
     """`xenpt kernel FILE`: what the kernel asks of Xen."""
-    found = _read_kernel(options.file, options.system_map)
+    found = kernel_of_file(options.file, options.system_map)
     name = options.file or "the shipped default"
     return Answer(found.as_dict(), kernel_report(found, name))
 
 
 def plan(options: Namespace) -> Answer:
     """`xenpt plan MEMORY`: where everything will be."""
-    found = _plan(options)
+    found = asked_plan(options)
     outcomes = builder_outcomes(found)
     data = found.as_dict() | _faults(outcomes)
     report = plan_report(found) + faults_report(outcomes)
@@ -104,8 +100,8 @@ def boot(options: Namespace) -> Answer:
     """`xenpt boot MEMORY`: does it boot, through which stages, at what cost?"""
     if not 1 <= options.threads <= MAX_THREADS:
         raise UsageError(f"--threads {options.threads}: expected 1 to {MAX_THREADS}")
-    rules, faults, model = _rules(options), faults_of(options), _model(options)
-    planned = _plan(options)
+    rules, faults, model = asked_rules(options), faults_of(options), asked_model(options)
+    planned = asked_plan(options)
     if planned.panic:
         outcomes = _outcomes_without_boot(planned, faults)
         report = panic_report(planned, rules.name) + faults_report(outcomes)
@@ -139,8 +135,8 @@ def boot(options: Namespace) -> Answer:
 
 def cleanup(options: Namespace) -> Answer:
     """`xenpt cleanup MEMORY`: what does freeing the initial P->M list cost?"""
-    rules, faults, model = _rules(options), faults_of(options), _model(options)
-    planned = _plan(options)
+    rules, faults, model = asked_rules(options), faults_of(options), asked_model(options)
+    planned = asked_plan(options)
     outcomes = builder_outcomes(planned)
     if planned.panic:
         outcomes = _outcomes_without_boot(planned, faults)
@@ -198,7 +194,7 @@ def sweep(options: Namespace) -> Answer:
     """`xenpt sweep`: how do the costs grow with memory?"""
     form = sweepcommand.chosen_format(options)
     options.json = form == "json"
-    model = _model(options)
+    model = asked_model(options)
     found = sweepcommand.run(options, model)
     data = {
         **identity(),
@@ -226,9 +222,9 @@ def report(options: Namespace) -> Answer:
         options.memory = FOUNDING_SIZE
     with progress_bar("report", quiet=options.quiet) as progress:
         found = GuestPage(
-            _plan(options),
-            _rules(options),
-            _model(options),
+            asked_plan(options),
+            asked_rules(options),
+            asked_model(options),
             guest_pages=pages(options.guests),
             progress=progress,
         )
@@ -237,7 +233,7 @@ def report(options: Namespace) -> Answer:
 
 def capacity(options: Namespace) -> Answer:
     """`xenpt capacity`: where the memory of a host goes, and what is left of it."""
-    found = capacitycommand.run(options, _guest_kernel(options), _rules(options))
+    found = capacitycommand.run(options, asked_kernel(options), asked_rules(options))
     data, report, fits, budgets = found
     files = plot(options, lambda: budget_picture(budgets))
     return Answer(data, report, YES if fits else NO, files=files)
@@ -269,11 +265,11 @@ def diff(options: Namespace) -> Answer:
 
 def founding_question(options: Namespace) -> Answer:
     """The bare command: a dom0 of 600 GiB, without and with INIT_P2M, and the cost of its list."""
-    model = _model(options)
+    model = asked_model(options)
     image, nr_pages = default_kernel(), pages(FOUNDING_SIZE)
     without = plan_dom0(replace(image, init_p2m=None), nr_pages=nr_pages)
     booted = Boot(build(plan_dom0(image, nr_pages=nr_pages)), rules=SEED).run()
-    sweep = {builder: list(_small_sweep(image, builder, model)) for builder in BUILDERS}
+    sweep = {builder: list(_small_sweep(image, builder, model)) for builder in BUILT_BY}
     time = BootTime.of(BootWork.of(booted), model)
     with_note = booted.as_dict()
     time.put_into(with_note)
@@ -288,7 +284,7 @@ def founding_question(options: Namespace) -> Answer:
                 "measured_walk_seconds": freed.walk_seconds,
                 "seconds_modelled": freed.seconds,
             }
-            for builder in BUILDERS
+            for builder in BUILT_BY
             for freed in sweep[builder]
         ],
         "modelled": model.as_dict(),
@@ -300,7 +296,8 @@ def founding_question(options: Namespace) -> Answer:
 def _small_sweep(image: Kernel, builder: str, model: TimeModel) -> Iterator[Freed]:
     for size in SWEEP_SIZES:
         planner = plan_domu if builder == "toolstack" else plan_dom0
-        yield _freed(planner(image, BUILDERS[builder], nr_pages=pages(size)), SEED, model)
+        host = Host(superpages=BUILDER_LEAVES[builder])
+        yield _freed(planner(image, host, nr_pages=pages(size)), SEED, model)
 
 
 def _freed(planned: Plan, rules: LinuxRules, model: TimeModel) -> Freed:
@@ -345,97 +342,3 @@ def _panicked_boot(planned: Plan, outcomes: Iterable[Outcome] = ()) -> dict[str,
 def _chosen(planned: Plan) -> dict[str, Any]:
     """What tells one cleanup from another, besides the profile."""
     return {"builder": planned.guest.builder, "p2m_leaf": planned.host.superpages}
-
-
-# --- Options -> objects ------------------------------------------------------------------------
-
-
-def _plan(options: Namespace) -> Plan:
-    """The plan that the options ask for."""
-    if options.builder == "toolstack":
-        return _domu_plan(options)
-    host = _host(options)
-    if host.map is None and options.memory is None:
-        wanted = "--dom0-mem needs" if options.dom0_mem else "give MEMORY, such as 600G, or"
-        raise UsageError(f"{wanted} the host's memory: --host SIZE or --e820 FILE")
-    initrd = _initrd(options.initrd)
-    return plan_dom0(
-        _guest_kernel(options),
-        host,
-        nr_pages=None if options.memory is None else pages(options.memory),
-        dom0_mem=options.dom0_mem,
-        initrd_bytes=None if initrd is None else initrd.nr_bytes,
-    )
-
-
-def _domu_plan(options: Namespace) -> Plan:
-    """What the toolstack makes of a guest; nothing of it depends on the host's memory."""
-    for name, unset in (("host", None), ("dom0_mem", None), ("e820", "flat")):
-        if getattr(options, name) != unset:
-            option = name.replace("_", "-")
-            raise UsageError(f"--{option}: only for --builder dom0")
-    if options.p2m_leaf not in ("auto", "4k"):
-        raise UsageError(f"--p2m-leaf {options.p2m_leaf}: the toolstack uses 4k, and no other")
-    if options.memory is None:
-        raise UsageError("give MEMORY, such as 600G")
-    return plan_domu(
-        _guest_kernel(options),
-        faulty_host(replace(BUILDERS["toolstack"], xen=options.xen), faults_of(options)),
-        nr_pages=pages(options.memory),
-        initrd=_initrd(options.initrd),
-    )
-
-
-def _model(options: Namespace) -> TimeModel:
-    return time_model(options.constants, cpi=options.cpi, ghz=options.ghz)
-
-
-def _rules(options: Namespace) -> LinuxRules:
-    profile = options.linux
-    if profile not in PROFILES:
-        raise UsageError(f"Linux profile {profile!r}: expected one of {', '.join(PROFILES)}")
-    return with_rules(PROFILES[profile], options.rule)
-
-
-def _host(options: Namespace) -> Host:
-    if options.host is not None and options.e820 != "flat":
-        raise UsageError("--host and --e820 FILE both say what memory the host has: give one")
-    auto = BUILDERS["dom0"].superpages
-    host = Host(
-        xen=options.xen,
-        memory=None if options.host is None else pages(options.host),
-        superpages=auto if options.p2m_leaf == "auto" else options.p2m_leaf,
-        e820=None if options.e820 == "flat" else read_e820(options.e820),
-    )
-    return faulty_host(host, faults_of(options))
-
-
-def _guest_kernel(options: Namespace) -> Kernel:
-    found = _read_kernel(options.kernel, options.system_map)
-    return replace(found, init_p2m=None) if options.no_init_p2m else found
-
-
-def _read_kernel(path: str | None, system_map: str | None) -> Kernel:
-    if path is not None:
-        return read_kernel(path, system_map=system_map)
-    if system_map is not None:
-        raise UsageError("--system-map needs the kernel that it belongs to")
-    return default_kernel()
-
-
-def _initrd(text: str | None) -> Initrd | None:
-    """An initrd: a file, or just its length, as a number of bytes or a size such as 40M."""
-    if text is None:
-        return None
-    if re.fullmatch(r"[0-9]{1,20}", text):
-        return Initrd(int(text))
-    if re.match(r"[0-9]", text) and not _exists(text):
-        return Initrd(parse_size(text))
-    return read_initrd(text)
-
-
-def _exists(path: str) -> bool:
-    try:
-        return Path(path).exists()
-    except OSError:  # too long for a name
-        return False

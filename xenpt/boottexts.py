@@ -9,10 +9,11 @@ from xenpt.cost import Cost
 from xenpt.linux import Boot, Cleanup
 from xenpt.linux.streamed import StreamedBoot
 from xenpt.linux.work import free_work
+from xenpt.listshape import LEAVES
 from xenpt.measured import IN_WORDS, walk_seconds
 from xenpt.plan import Plan
 from xenpt.report import BAD, GOOD, NOTE, TITLE, Line, Prose, Report, Table
-from xenpt.texts import LEAVES, beyond_report, plan_report, warnings_report
+from xenpt.texts import beyond_report, plan_report, warnings_report
 from xenpt.timing import TimeModel
 from xenpt.units import format_address, format_pages, format_seconds, format_size
 from xenpt.xen.dom0 import Domain

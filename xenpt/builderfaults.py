@@ -6,10 +6,9 @@ from xenpt.arrangement import Plan
 from xenpt.domuplan import DomuPlan, nr_extents
 from xenpt.faults import FALLBACK, PANIC, Fragmented, Outcome, OutOfMemory
 from xenpt.heaprequests import NO_CHUNK, heap_requests, rest_requests
-from xenpt.listshape import list_shape
+from xenpt.listshape import leaves_in_words, list_shape
 
 BUILD = "build"
-LEAVES = {"1g": "1 GiB", "2m": "2 MiB", "4k": "4 KiB"}
 
 
 def builder_outcomes(plan: Plan) -> list[Outcome]:
@@ -51,14 +50,10 @@ def _fragmented(plan: Plan, fault: Fragmented) -> Outcome:
         wanted = list_shape(start, end, leaf=plan.host.largest_leaf, mapped=plan.total)
         leaves = {"1g": wanted.leaves_1g, "2m": wanted.leaves_2m, "4k": wanted.leaves_4k}
         if leaves != plan.p2m_leaves:
-            got, wish = _in_words(plan.p2m_leaves), _in_words(leaves)
+            got, wish = leaves_in_words(plan.p2m_leaves), leaves_in_words(leaves)
             texts.append(f"the P->M list gets {got} leaves, not {wish}")
     if heap_requests(plan).rest != rest_requests(plan, None):
         texts.append(f"the rest of dom0 comes in blocks of 2^{fault.order} pages or less")
     if not texts:
         return Outcome.none(fault, "no larger block is asked for than the host has")
     return Outcome(fault, BUILD, FALLBACK, "; ".join(texts))
-
-
-def _in_words(leaves: dict[str, int]) -> str:
-    return " + ".join(f"{leaves[k]:,} x {size}" for k, size in LEAVES.items() if leaves[k])

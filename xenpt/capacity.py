@@ -19,18 +19,17 @@ from xenpt.domueras import OLDEST
 from xenpt.domuplan import plan_domu
 from xenpt.eras import Era, era_of
 from xenpt.errors import UsageError
-from xenpt.inputs.config import Host, Ram
+from xenpt.inputs.config import USABLE, Host, Ram
 from xenpt.inputs.kernel import Kernel, default_kernel
-from xenpt.limits import TIB_PAGES, Limit, guest_limits, host_limits, xen_frames
+from xenpt.limits import Limit, guest_limits, host_limits, xen_frames
 from xenpt.linux import MAINLINE, LinuxRules
 from xenpt.plan import Plan, plan_dom0
 from xenpt.shown import Shown
-from xenpt.units import format_pages, pages
+from xenpt.units import MIB_PAGES, TIB_PAGES, format_pages, pages
 from xenpt.vendors import (
     DOM0_RULES,
     GUEST_RULES,
     KINDS,
-    PAGES_PER_MIB,
     Dom0Rule,
     GuestNeed,
     libxl_need,
@@ -261,9 +260,7 @@ class Capacity(Shown):
             "largest_of_next_tib": self.largest_guest(self.next_tib["left"], group),
             "as": {cost.kind: cost.as_dict() for cost in self.kinds(group)},
             "rules": {
-                rule.name: rule.overhead_mib(
-                    group.nr_pages // PAGES_PER_MIB, group.vcpus, group.kind
-                )
+                rule.name: rule.overhead_mib(group.nr_pages // MIB_PAGES, group.vcpus, group.kind)
                 for rule in GUEST_RULES
             },
         }
@@ -325,12 +322,11 @@ def capacity(
         rule = DOM0_RULES.get(dom0_rule or DEFAULT_RULE)
         if rule is None:
             raise UsageError(f"rule {dom0_rule!r}: expected {', '.join(DOM0_RULES)}")
-        dom0_mem = rule.dom0_mem(whole.ram // PAGES_PER_MIB)
+        dom0_mem = rule.dom0_mem(whole.ram // MIB_PAGES)
     return Capacity(
         host=host,
         nr_pages=whole.ram,
-        end_frame=max((ram.end for ram in host.map if ram.type == "usable"), default=0)
-        >> PAGE_SHIFT,
+        end_frame=max((ram.end for ram in host.map if ram.type == USABLE), default=0) >> PAGE_SHIFT,
         memory=memory,
         dom0=plan_dom0(kernel or default_kernel(), used, dom0_mem=dom0_mem),
         dom0_rule=rule,
@@ -351,13 +347,13 @@ def _used(host: Host) -> Host:
 
 def _grown(e820: Sequence[Ram]) -> tuple[Ram, ...]:
     """The map with one TiB more behind its last RAM; entries behind that move up."""
-    last = max(ram.end for ram in e820 if ram.type == "usable")
+    last = max(ram.end for ram in e820 if ram.type == USABLE)
     by = TIB_PAGES << PAGE_SHIFT
     return tuple(
         replace(ram, start=ram.start + by, end=ram.end + by)
         if ram.start >= last
         else replace(ram, end=ram.end + by)
-        if ram.end == last and ram.type == "usable"
+        if ram.end == last and ram.type == USABLE
         else ram
         for ram in e820
     )

@@ -3,7 +3,6 @@
 
 from collections.abc import Iterable, Sequence
 
-from xenpt.abi import PAGE_SHIFT
 from xenpt.budget import Row
 from xenpt.capacity import Capacity, GuestGroup, KindCost
 from xenpt.dom0size import MAX_PAGES
@@ -11,10 +10,9 @@ from xenpt.fleet import Option
 from xenpt.largest import LargestDom0
 from xenpt.report import BAD, GOOD, NOTE, TITLE, Line, Prose, Report, Table
 from xenpt.texts import beyond_report
-from xenpt.units import format_pages
-from xenpt.vendors import GUEST_RULES, PAGES_PER_MIB
+from xenpt.units import GIB_PAGES, MIB_PAGES, format_pages
+from xenpt.vendors import GUEST_RULES
 
-GIB_PAGES = 1 << (30 - PAGE_SHIFT)
 ABSENT = "-"
 IN_WORDS = {"pv": "PV", "pvh": "PVH", "hvm": "HVM"}
 
@@ -58,10 +56,7 @@ def _group(group: GuestGroup) -> str:
 
 
 def _budget_table(rows: Sequence[Row], nr_pages: int) -> Table:
-    cells = [
-        (row.text, ": ".join(filter(None, (row.tag, row.source))), *_amount(row.pages, nr_pages))
-        for row in rows
-    ]
+    cells = [(row.text, row.origin, *_amount(row.pages, nr_pages)) for row in rows]
     cells.append(("all", "", *_amount(nr_pages, nr_pages)))
     styles = [BAD if row.pages < 0 else "" for row in rows] + [TITLE]
     return Table(("", "from", "pages", "GiB", "%"), cells, nr_left=2, styles=styles)
@@ -177,7 +172,7 @@ def _kinds(group: GuestGroup, costs: Sequence[KindCost]) -> Report:
     for limit in next((cost.inside.beyond for cost in costs if cost.inside), ()):
         text = f"beyond, as PV: {limit['limit']} {limit['value']:,} ({limit['source']})"
         limited.append(Prose(text, BAD, indent="  "))
-    mib = group.nr_pages // PAGES_PER_MIB
+    mib = group.nr_pages // MIB_PAGES
     others = "; ".join(
         f"{rule.name} {rule.overhead_mib(mib, group.vcpus, group.kind):,} MiB ({rule.source})"
         for rule in GUEST_RULES

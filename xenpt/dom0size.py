@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from xenpt.abi import L2_SIZE, PAGE_SHIFT, PAGE_SIZE, TABLE_SHIFT, WORD, pfn_up, round_up
 from xenpt.eras import Era
 from xenpt.errors import UsageError
-from xenpt.inputs.config import Dom0Mem, Host, Ram, parse_dom0_mem
+from xenpt.inputs.config import USABLE, Dom0Mem, Host, Ram, parse_dom0_mem
 from xenpt.inputs.kernel import Kernel
 
 FRAME_TABLE_ENTRY = 32  # sizeof(struct page_info)
@@ -60,7 +60,7 @@ def host_memory(e820: tuple[Ram, ...], *, bigmem: bool = False) -> HostMemory:
     usable = [
         (pfn_up(ram.start), ram.end >> PAGE_SHIFT)
         for ram in sorted(e820, key=lambda ram: ram.start)
-        if ram.type == "usable" and ram.end >> PAGE_SHIFT > pfn_up(ram.start)
+        if ram.type == USABLE and ram.end >> PAGE_SHIFT > pfn_up(ram.start)
     ]
     return HostMemory(
         ram=sum(end - start for start, end in usable),
@@ -161,7 +161,7 @@ def _kept_for_later(kernel: Kernel, host: Host, era: Era) -> int:
     per_vcpu = 1 if kernel.bits == 64 else 2  # struct vcpu, and a monitor L4
     kept = (host.max_vcpus - 1) * per_vcpu
     if host.iommu and era.iommu_reserve:
-        ends = [ram.end for ram in host.map or () if ram.type == "usable"]
+        ends = [ram.end for ram in host.map or () if ram.type == USABLE]
         max_pdx = max(ends, default=0) >> PAGE_SHIFT
         kept += sum(max_pdx >> shift for shift in range(TABLE_SHIFT, 64, TABLE_SHIFT))
     return kept

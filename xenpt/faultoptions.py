@@ -16,13 +16,12 @@ from xenpt.faults import (
     Fragmented,
     Outcome,
     OutOfMemory,
+    is_of_host,
     of_kind,
     parse_faults,
 )
 from xenpt.inputs.config import Host
 from xenpt.linux import Cleanup, Stage
-from xenpt.output import printable
-from xenpt.report import BAD, NOTE, Line, Prose, Report
 from xenpt.xen.corruption import entry_of
 from xenpt.xen.dom0 import Domain
 
@@ -34,11 +33,8 @@ def faults_of(options: Namespace) -> tuple[Fault, ...]:
     """
     faults = parse_faults(options.fault, [stage.value for stage in Stage])
     for fault in faults:
-        of_host = isinstance(fault, Fragmented) or (
-            isinstance(fault, OutOfMemory) and fault.who == "xen"
-        )
         walked = options.command == "cleanup" and isinstance(fault, Corrupted)
-        if options.command != "boot" and not of_host and not walked:
+        if options.command != "boot" and not is_of_host(fault) and not walked:
             raise UsageError(f"--fault {fault}: only for xenpt boot")
     if getattr(options, "engine", "extents") == "stream" and faults:
         raise UsageError("--engine stream: not with --fault")
@@ -81,14 +77,3 @@ def with_lost_pages(
     text = f"frames of the P->M list that are not freed: {lost:,}, without the fault {others:,}"
     outcomes = [Outcome(f, "p2m_free", LEAK, text) for f in of_kind(faults, Corrupted)]
     return replace(cleanup, cost=cost), outcomes
-
-
-def faults_report(outcomes: Iterable[Outcome]) -> Report:
-    """What came of each fault."""
-    report: Report = []
-    for outcome in outcomes:
-        struck = outcome.where is not None
-        end = f"{outcome.end} in {outcome.where}" if struck else "did not strike"
-        text = printable(f"fault {outcome.fault}: {end}: {outcome.text}.")
-        report += [Line(), Prose(text, BAD if struck else NOTE)]
-    return report

@@ -10,11 +10,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from xenpt.abi import PAGE_SHIFT
+from xenpt.abi import PAGE_SHIFT, WORD
 from xenpt.cost import HYPERCALL_TYPES
 from xenpt.errors import UsageError
 
-MAX_ADDRESS: Final = 1 << 64
 PLACES: Final = ("kernel", "start_info", "tables", "list", "initrd")
 PANIC, FALLBACK, LEAK, UNNOTICED = "panic", "fallback", "leak", "unnoticed"
 
@@ -138,6 +137,11 @@ class Outcome:
         }
 
 
+def is_of_host(fault: Fault) -> bool:
+    """Whether it is about the memory of whoever builds the domain, and so a matter of its host."""
+    return isinstance(fault, Fragmented) or (isinstance(fault, OutOfMemory) and fault.who == "xen")
+
+
 def of_kind(faults: Iterable[Fault], kind: type[AnyFault]) -> list[AnyFault]:
     """The faults of one class, in order."""
     return [fault for fault in faults if isinstance(fault, kind)]
@@ -239,7 +243,7 @@ def _number(text: str) -> int | None:
     if not re.fullmatch(r"0[xX][0-9a-fA-F]{1,16}|[0-9]{1,20}", text, re.ASCII):
         return None
     value = int(text, 16 if text[:2] in ("0x", "0X") else 10)
-    return value if value < MAX_ADDRESS else None
+    return value if value < WORD else None
 
 
 _PARSERS: Final[dict[str, Callable[[str, tuple[str, ...]], Fault | None]]] = {

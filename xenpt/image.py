@@ -14,8 +14,8 @@ import numpy.typing as npt
 from xenpt import _core
 from xenpt.abi import (
     ENTRIES,
-    HYPERVISOR_VIRT_END,
-    HYPERVISOR_VIRT_START,
+    HIGH_HALF,
+    L2_SIZE,
     LEVELS,
     PAGE_SHIFT,
     PAGE_SIZE,
@@ -25,6 +25,7 @@ from xenpt.abi import (
     PTE_RW,
     TABLE_PROT,
     TABLE_SHIFT,
+    XEN_SLOTS,
     pfn_up,
     table_slot,
 )
@@ -51,15 +52,10 @@ from xenpt.extents import (
 from xenpt.room import require_room
 
 Pages = npt.NDArray[np.uint64]
-HUGE_PAGE_SIZE = 1 << 21
+HUGE_PAGE_SIZE = L2_SIZE
 FEW_RANGES = 1024  # so many cost less than an M2P of the whole host
 FIRST_ROWS = 4096  # of a walk's result; a larger result is fetched by a second walk
-#: Slots of an L4 table that belong to Xen (SPEC A7); its linear map there shows the tables again.
-XEN_SLOTS = (
-    table_slot(HYPERVISOR_VIRT_START, LEVELS),
-    table_slot(HYPERVISOR_VIRT_END, LEVELS),
-)
-UPPER_HALF = (1 << 52) - (1 << 36)  # what sign extension adds to a vpn
+UPPER_HALF = HIGH_HALF >> PAGE_SHIFT  # what sign extension adds to a vpn
 
 
 def new_arena(nr_tables: int) -> Pages:
@@ -158,7 +154,8 @@ class PageTableImage:
         while True:
             nr = _core.walk(
                 self.pages, self._mfns, self._order, top, int(self.level[top]),
-                int(self.vaddr[top]) >> PAGE_SHIFT, *XEN_SLOTS, words(out), counts,
+                int(self.vaddr[top]) >> PAGE_SHIFT, XEN_SLOTS.start, XEN_SLOTS.stop, words(out),
+                counts,
             )  # fmt: skip
             if nr <= len(out):
                 break
@@ -200,7 +197,7 @@ class PageTableImage:
             & ((table & np.uint64(PTE_PSE) == 0) | (level == LEVELS))
         )
         if level == LEVELS:
-            guest = (slot < XEN_SLOTS[0]) | (slot >= XEN_SLOTS[1])
+            guest = (slot < XEN_SLOTS.start) | (slot >= XEN_SLOTS.stop)
             row, slot = row[guest], slot[guest]
         word = table[row, slot]
         mfn = (word & np.uint64(PTE_MFN_MASK)) >> np.uint64(PAGE_SHIFT)

@@ -13,8 +13,8 @@ from xenpt.eras import Era
 from xenpt.errors import UsageError
 from xenpt.inputs.config import Host
 from xenpt.linux import LinuxRules
+from xenpt.units import TIB_PAGES
 
-TIB_PAGES: Final = 1 << 28
 #: Frames of Xen's direct map with CONFIG_BIGMEM: L4 slots 265 to 510.
 BIGMEM_FRAMES: Final = 123 * TIB_PAGES
 Version = tuple[int, int, int]

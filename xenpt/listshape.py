@@ -5,8 +5,10 @@ Closed form of setup_pv_physmap() in xen/arch/x86/pv/dom0_build.c, which goes pa
 of 1 GiB or 2 MiB wherever one is aligned and fits, else 4 KiB, and a table when first needed.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Final
 
 from xenpt.abi import (
     L2_SHIFT,
@@ -20,6 +22,8 @@ from xenpt.abi import (
 )
 from xenpt.faults import Fragmented
 
+#: Leaves from the largest down, as options name them, and their size in words.
+LEAVES: Final = {"1g": "1 GiB", "2m": "2 MiB", "4k": "4 KiB"}
 Range = tuple[int, int]
 Run = tuple[int, int, int]  # (level, first virtual address, leaves)
 
@@ -84,6 +88,11 @@ def list_shape(
         tables_l2=_new_tables(start, end, L3_SHIFT, mapped) - nr_1g,
         tables_l3=_new_tables(start, end, L4_SHIFT, mapped),
     )
+
+
+def leaves_in_words(leaves: Mapping[str, int]) -> str:
+    """`1 x 1 GiB + 88 x 2 MiB` of {"4k": 0, "2m": 88, "1g": 1}."""
+    return " + ".join(f"{leaves[k]:,} x {size}" for k, size in LEAVES.items() if leaves[k])
 
 
 def leaf_runs(

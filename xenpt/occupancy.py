@@ -140,6 +140,7 @@ def occupancy(boot: Boot) -> Occupancy:
         rules=boot.rules,
         e820=state.e820 or None,
         max_reservation=state.max_reservation,
+        check=False,
     )
     before = again.run_to(Stage.P2M_COPIED).state
     after = again.run_to(Stage.P2M_FREE).state

@@ -8,7 +8,6 @@ is every combination. Keys before the first group hold for all of them.
 import dataclasses
 import hashlib
 import json
-import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -20,12 +19,12 @@ from xenpt.errors import InputError, UsageError, XenptError
 from xenpt.inputs.config import Guest, Host, Ram, read_e820
 from xenpt.inputs.files import read_file
 from xenpt.inputs.kernel import Kernel, default_kernel, read_kernel
-from xenpt.linux import MAINLINE, PROFILES, LinuxRules, with_rules
+from xenpt.inputs.tomltext import MAX_BYTES, parse_toml
+from xenpt.linux import MAINLINE, LinuxRules, profile
 from xenpt.plan import Plan, plan_dom0
 from xenpt.units import pages, parse_size, sizes
 
 DEFAULT = "default"  # the kernel that is shipped
-MAX_SCENARIO_BYTES = 1 << 20
 MAX_CASES = 100_000  # of one expansion: a million would take hours, and gigabytes before it begins
 FLAT = "flat"  # an e820 map of one RAM entry
 GROUPS = "guests"  # the TOML table of a group
@@ -181,9 +180,7 @@ def _with_rules(case: Case, rules: LinuxRules | str) -> Case:
     """A profile by its name, which may have changes behind it: "v6.1+skip_empty_entries=no"."""
     if isinstance(rules, str):
         name, *changes = rules.split("+")
-        if name not in PROFILES:
-            raise UsageError(f"Linux profile {name!r}: expected one of {', '.join(PROFILES)}")
-        rules = with_rules(PROFILES[name], changes)
+        rules = profile(name, changes)
     return replace(case, rules=rules)
 
 
@@ -313,11 +310,7 @@ def read_groups(path: Path, table: str) -> tuple[list[dict[str, Any]], dict[str,
 
     :raises InputError: not TOML, or something else of that name
     """
-    data = bytes(read_file(path, limit=MAX_SCENARIO_BYTES))
-    try:
-        found = tomllib.loads(data.decode())
-    except (ValueError, RecursionError) as error:  # of TOML, of UTF-8
-        raise InputError(path, f"not TOML: {error}") from error
+    found = parse_toml(bytes(read_file(path, limit=MAX_BYTES)), path)
     groups = found.pop(table, [{}])
     if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
         raise InputError(path, f"{table}: expected tables, [[{table}]]")

@@ -39,6 +39,7 @@ WINDOW_TABLES = 8
 #: Entries of one call: some milliseconds, so that progress and an interrupt get their turn.
 CHUNK_ENTRIES = 1 << 23
 NEVER = (1 << 64) - 1
+#: Called with the number of parts that are done, and that of all.
 Progress = Callable[[int, int], None]
 
 

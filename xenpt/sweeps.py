@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """`sweep`: the costs of many guests, computed here or on many machines, and kept as they come."""
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,11 @@ from xenpt.inputs.kernel import default_kernel
 from xenpt.journal import Journal
 from xenpt.plan import Plan
 from xenpt.scenario import Case, case_of_plan, checked, expand, unique
+from xenpt.stream import Progress
 from xenpt.sweeprow import COLUMNS, Row, identity, measure, model_columns, row_of
 from xenpt.sweeptable import Sweep
 from xenpt.timing import TimeModel, time_model
 
-#: Called with the number of rows that are done, and that of all.
-Progress = Callable[[int, int], None]
 MAX_INT = (1 << 63) - 1  # of a column's integers
 #: What an axis may be given as: one value, or many.
 Values = Any

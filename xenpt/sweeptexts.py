@@ -3,12 +3,12 @@
 
 from typing import Final
 
+from xenpt.listshape import LEAVES
 from xenpt.output import printable
 from xenpt.report import BAD, NOTE, TITLE, Line, Prose, Report, Table
 from xenpt.scenario import DEFAULT, FLAT
 from xenpt.sweeprow import Row
 from xenpt.sweeptable import Sweep
-from xenpt.texts import LEAVES
 from xenpt.timing import TimeModel
 from xenpt.units import format_pages, format_seconds, format_size
 

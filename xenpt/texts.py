@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Kernels and plans as reports."""
+"""Kernels and plans as reports, and what may be added to any: limits, what came of faults."""
 
 from collections.abc import Iterable
 from typing import Any
 
 from xenpt.abi import XENFEATURES, pfn_up
 from xenpt.domuplan import DomuPlan
+from xenpt.faults import Outcome
 from xenpt.inputs.kernel import Kernel
+from xenpt.listshape import leaves_in_words
 from xenpt.output import printable
 from xenpt.plan import Plan
-from xenpt.report import BAD, TITLE, Line, Prose, Report, Table
+from xenpt.report import BAD, NOTE, TITLE, Line, Prose, Report, Table
 from xenpt.units import format_address, format_pages, format_size
-
-LEAVES = {"1g": "1 GiB", "2m": "2 MiB", "4k": "4 KiB"}
 
 
 def kernel_report(kernel: Kernel, name: str) -> Report:
@@ -132,15 +132,21 @@ def _list_in_words(plan: Plan) -> str:
     )
 
 
-def leaves_in_words(leaves: dict[str, int]) -> str:
-    """`1 x 1 GiB + 88 x 2 MiB` of {"4k": 0, "2m": 88, "1g": 1}."""
-    return " + ".join(f"{leaves[k]:,} x {size}" for k, size in LEAVES.items() if leaves[k])
-
-
 def beyond_report(beyond: Iterable[dict[str, Any]]) -> Report:
     """One line for each limit of the real thing that an answer passes."""
     report: Report = []
     for limit in beyond:
         text = f"beyond: {limit['limit']} {limit['value']:,} ({limit['source']})"
         report.append(Prose(text, BAD, indent="  "))
+    return report
+
+
+def faults_report(outcomes: Iterable[Outcome]) -> Report:
+    """What came of each fault."""
+    report: Report = []
+    for outcome in outcomes:
+        struck = outcome.where is not None
+        end = f"{outcome.end} in {outcome.where}" if struck else "did not strike"
+        text = printable(f"fault {outcome.fault}: {end}: {outcome.text}.")
+        report += [Line(), Prose(text, BAD if struck else NOTE)]
     return report

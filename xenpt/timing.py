@@ -9,19 +9,18 @@ What a second is made of stands with every second that is shown.
 import hashlib
 import json
 import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeGuard
 
 from xenpt.errors import InputError, UsageError
 from xenpt.inputs.files import read_file
+from xenpt.inputs.tomltext import MAX_BYTES, parse_toml
 
 CONSTANTS: Final = "constants.toml"
-MAX_BYTES: Final = 1 << 20
 #: Every operation that has a constant, and what one of it is.
 OPERATIONS: Final = {
     "build": "Xen builds a dom0: all but its pages",
@@ -143,10 +142,7 @@ def _changed(model: TimeModel, data: bytes, path: str | Path) -> TimeModel:
 
     :raises InputError: what it says has no meaning
     """
-    try:
-        found = tomllib.loads(data.decode("utf-8"))
-    except (ValueError, RecursionError) as error:  # of TOML, of UTF-8
-        raise InputError(path, f"not TOML: {error}") from error
+    found = parse_toml(data, path)
     found.pop("measured", None)  # of the shipped file: for people
     operations = found.pop("operations", {})
     if not isinstance(operations, dict):
@@ -177,6 +173,8 @@ def _operations(found: dict[str, Any], path: str | Path) -> dict[str, Instructio
     return {name: Instructions(**parts) for name, parts in found.items()}
 
 
-def _is_positive(value: object) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value) and value > 0  # type: ignore[operator, arg-type]
+def _is_positive(value: object) -> TypeGuard[float]:
+    """A finite number above 0, and no truth value."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value) and value > 0

@@ -3,10 +3,14 @@
 
 import re
 import warnings
+from typing import Final
 
 from xenpt.abi import PAGE_SHIFT, PAGE_SIZE, WORD
 from xenpt.errors import UsageError
 
+MIB_PAGES: Final = 1 << (20 - PAGE_SHIFT)
+GIB_PAGES: Final = 1 << (30 - PAGE_SHIFT)
+TIB_PAGES: Final = 1 << (40 - PAGE_SHIFT)
 _SHIFTS = {"": 0, "B": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50}
 _SIZE = re.compile(
     r"(0x[0-9a-f]{1,40}|[0-9]{1,40}(?:\.[0-9]{1,40})?)\s*([kmgtp]?)(i?b)?",

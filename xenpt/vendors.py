@@ -10,10 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from xenpt.abi import PAGE_SHIFT
 from xenpt.eras import Era
+from xenpt.units import MIB_PAGES
 
-PAGES_PER_MIB: Final = 1 << (20 - PAGE_SHIFT)
 #: Kinds of guests.
 KINDS: Final = ("pv", "pvh", "hvm")
 
@@ -130,18 +129,18 @@ def libxl_need(nr_pages: int, kind: str, vcpus: int, era: Era) -> GuestNeed:
 
     Models libxl__get_required_paging_memory() and libxl__domain_need_memory_calculate().
     """
-    per_mib = (1 if era.libxl_counts_hap else 2) * (nr_pages // PAGES_PER_MIB)
+    per_mib = (1 if era.libxl_counts_hap else 2) * (nr_pages // MIB_PAGES)
     pool = 256 * vcpus + per_mib
     if not era.libxl_counts_hap:
-        pool = -(-pool // PAGES_PER_MIB) * PAGES_PER_MIB
-    slack = (1 if kind == "pv" else 2) * PAGES_PER_MIB  # LIBXL_PV_, LIBXL_HVM_EXTRA_MEMORY
-    step = 2 * PAGES_PER_MIB
+        pool = -(-pool // MIB_PAGES) * MIB_PAGES
+    slack = (1 if kind == "pv" else 2) * MIB_PAGES  # LIBXL_PV_, LIBXL_HVM_EXTRA_MEMORY
+    step = 2 * MIB_PAGES
     asked = -(-(nr_pages + pool + slack) // step) * step
     return GuestNeed(0 if kind == "pv" else pool, slack, asked)
 
 
 def _xapi_mib(mib: int, vcpus: int, kind: str) -> int:
-    shadow = max(1, -(-(256 * vcpus + 2 * mib) // PAGES_PER_MIB))
+    shadow = max(1, -(-(256 * vcpus + 2 * mib) // MIB_PAGES))
     return shadow + {"pv": 1, "hvm": 2, "pvh": 2 + 23 + mib // 90}[kind]
 
 

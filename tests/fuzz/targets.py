@@ -21,7 +21,8 @@ import elfbuilder
 from goldendata import log
 
 import xenpt
-from xenpt import answers, cli, differ
+from xenpt import answers, differ
+from xenpt.commandline import parser
 from xenpt.errors import XenptError
 from xenpt.inputs.bootlog import PATTERNS
 from xenpt.inputs.kernel import default_kernel
@@ -83,7 +84,7 @@ def _as_json(answer: answers.Answer) -> str:
 
 
 def _options(command: str) -> Namespace:
-    return cli.parser().parse_args(command.split())
+    return parser().parse_args(command.split())
 
 
 def _file(*commands: str, made: Callable[[bytes], bytes] = bytes) -> Run:

@@ -23,11 +23,11 @@ from xenpt.abi import (
     PTE_MFN_MASK,
     PTE_PRESENT,
     PTE_RW,
+    XEN_SLOTS,
 )
 from xenpt.errors import RefusedError
 from xenpt.xen.adopt import frames_of
 from xenpt.xen.checked import CheckedMachine
-from xenpt.xen.entries import XEN_SLOTS
 from xenpt.xen.memory import Memory
 from xenpt.xen.rules import PageTables
 

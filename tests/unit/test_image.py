@@ -3,11 +3,11 @@ import goldendata
 import numpy as np
 import pytest
 
-from xenpt.abi import L1_PROT_DOM0, PTE_PSE, PTE_RW, TABLE_PROT
+from xenpt.abi import L1_PROT_DOM0, PTE_PSE, PTE_RW, TABLE_PROT, XEN_SLOTS
 from xenpt.engine import WalkRules, map_on_demand, walk_to_free
 from xenpt.errors import EntryError, MappingError
 from xenpt.extents import P2M, Mapping, make_runs
-from xenpt.image import XEN_SLOTS, PageTableImage, materialise, new_arena
+from xenpt.image import PageTableImage, materialise, new_arena
 
 PAGE = L1_PROT_DOM0
 BASE = 0x8000000000
@@ -37,7 +37,7 @@ def test_real_page_tables_survive_extents_word_by_word(name):
     image, p2m = dumped(name)
     again = materialise(image.summarise(p2m), p2m)
     assert sorted(again.mfn.tolist()) == sorted(image.mfn.tolist())
-    xens = slice(*XEN_SLOTS)
+    xens = slice(XEN_SLOTS.start, XEN_SLOTS.stop)
     image.pages[image.level == 4, xens] = 0  # Xen's own L4 entries are no part of a guest
     for i, mfn in enumerate(image.mfn.tolist()):
         at = again.index(mfn)

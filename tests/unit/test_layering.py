@@ -20,23 +20,23 @@ ROWS = (
     ("_core", "_reference"),
     ("inputs", "inputs.*", "faults"),
     (
-        "plan", "arrangement", "dom0size", "eras", "layout", "listshape", "panics", "heaprequests",
-        "builderfaults", "domu*",
+        "plan", "arrangement", "layout", "listshape", "dom0size", "eras", "panics", "heaprequests",
+        "builderfaults", "domuplan", "domulayout", "domutables", "domueras",
     ),
     ("extents", "image", "engine", "stream"),
     ("xen", "xen.*"),
     ("linux", "linux.*"),
     (
-        "explain", "explain.*", "differ", "measured", "scenario", "journal", "cluster", "sweeprow",
-        "sweeptable", "sweeps", "vendors", "limits", "budget", "capacity", "largest", "fleet",
-        "occupancy", "timing", "boottime", "tracing",
+        "scenario", "sweeprow", "sweeptable", "sweeps", "journal", "cluster", "explain",
+        "explain.*", "differ", "vendors", "limits", "budget", "capacity", "fleet", "largest",
+        "timing", "boottime", "measured", "occupancy", "tracing",
     ),
     ("",),  # xenpt/__init__.py: the names that a user imports
     (
-        "report", "texts", "boottexts", "sweeptexts", "capacitytexts", "logtexts", "sweepcommand",
-        "capacitycommand", "capacityoptions", "htmltext", "pictures", "pictures.*", "notebook",
-        "reportcommand", "pictureoptions", "filesbeside", "faultoptions", "answers", "cli",
-        "__main__",
+        "report", "texts", "boottexts", "sweeptexts", "capacitytexts", "logtexts", "htmltext",
+        "notebook", "pictures", "pictures.*", "answers", "sweepcommand", "capacitycommand",
+        "reportcommand", "asked", "faultoptions", "filesbeside", "commandline", "capacityoptions",
+        "pictureoptions", "cli", "__main__",
     ),
 )
 # fmt: on

@@ -6,9 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from xenpt.abi import ENTRIES, PAGE_SHIFT, PTE_PRESENT, PTE_PSE, PTE_RW
+from xenpt.abi import ENTRIES, PAGE_SHIFT, PTE_PRESENT, PTE_PSE, PTE_RW, XEN_SLOTS
 from xenpt.errors import UsageError
-from xenpt.image import XEN_SLOTS
 from xenpt.inputs.config import Host
 from xenpt.inputs.kernel import default_kernel
 from xenpt.linux import PROFILES, Boot, Stage
@@ -24,7 +23,7 @@ def booted(size, *, leaf="1g", linux="v6.1", base=None):
     kernel = default_kernel()
     kernel = replace(kernel, init_p2m=base or kernel.init_p2m)
     plan = plan_dom0(kernel, Host(superpages=leaf), nr_pages=pages(size))
-    return Boot(build(plan), rules=PROFILES[linux])
+    return Boot(build(plan), rules=PROFILES[linux], check=False)
 
 
 def kinds(found, node):
@@ -55,7 +54,7 @@ def test_the_tree_is_that_of_the_words(size, leaf, point):
         nonlocal compared
         words = image.pages[table].copy()
         if level == 4:
-            words[slice(*XEN_SLOTS)] = 0
+            words[XEN_SLOTS] = 0
         real = kinds_of_words(words, level)
         ours = "".join("." if kind in "fFlL" else kind for kind in kinds(found, node))
         assert ours == real, (level, hex(int(image.vaddr[table])))

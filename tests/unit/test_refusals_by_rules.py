@@ -15,8 +15,8 @@ from xenpt.errors import RefusedError
 from xenpt.inputs.config import Host, Ram
 from xenpt.inputs.kernel import default_kernel
 from xenpt.linux import V6_1, Stage
-from xenpt.linux.boot import initial_state
 from xenpt.linux.checkedboot import CheckedBoot
+from xenpt.linux.entry import initial_state
 from xenpt.linux.stages import STAGES
 from xenpt.plan import plan_dom0
 from xenpt.xen.dom0 import build
@@ -86,7 +86,7 @@ def test_a_new_table_that_stays_mapped_cannot_be_pinned(nth):
 def test_tables_of_an_old_list_that_stay_in_use_do_not_become_ram(start, stage):
     """As test_linux_faults.py: a group is noted in its first frame, all others move later."""
     hole = Ram(start, 0x8202000, "reserved")
-    assert refused(Stage.MEMORY_SETUP, ASIDE + 34, (Ram(0, 1 << 40), hole)) == (stage, EBUSY)
+    assert refused(Stage.MEMORY_SETUP, ASIDE + 34, (Ram(0, 2 << 30), hole)) == (stage, EBUSY)
 
 
 def test_tables_of_an_old_list_that_go_back_to_xen_stay_until_they_are_unmapped():

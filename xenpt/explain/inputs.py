@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-from xenpt.abi import PAGE_SHIFT, START_KERNEL_MAP, get_order, pfn_up
+from xenpt.abi import L4_SIZE, PAGE_SHIFT, START_KERNEL_MAP, get_order, pfn_up
 from xenpt.dom0size import MAX_PAGES, Dom0Size, dom0_compute_nr_pages
 from xenpt.eras import PAYLOADS, era_of
 from xenpt.errors import UsageError
@@ -27,7 +27,7 @@ from xenpt.plan import Plan, plan_dom0
 USUAL_XENS = ("4.20", "4.17", "4.14", "4.11", "4.10", "4.2.1", "4.1", "4.0", "3.4", "3.3", "3.0")
 XEN_KINDS = ("xen_version", "booted_on")
 USUAL_BASE = {64: START_KERNEL_MAP, 32: 0xC0000000}
-USUAL_LIST = 1 << 39  # INIT_P2M of Linux since 4.3
+USUAL_LIST = L4_SIZE  # INIT_P2M of Linux since 4.3
 NO_ELF = "ELF: not an ELF binary"
 #: What Xen says of a kernel that it refuses -> what must be so then, though no line says it.
 REFUSED_HOST = {

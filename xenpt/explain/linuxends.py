@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """How Linux's boot ended, where the model has something to say about it."""
 
+from xenpt.abi import L4_SIZE
 from xenpt.explain.findings import End
 from xenpt.explain.memory import Memory, list_is_seen
 from xenpt.inputs.bootlog import Boot, Fact
 from xenpt.plan import Plan
 from xenpt.units import format_size
 
-L4_SLOT = 1 << 39
 _NOT_ENOUGH = (
     "No prediction: Xen's e820 map or its command line is not in the log, or Linux does here what "
     "is not modelled."
@@ -69,8 +69,8 @@ def _early_exception(fact: Fact, plan: Plan) -> End:
         why = ("The model has nothing here that would fault.",)
         return End(fact.line, fact.text, False, why)
     start, end = plan.p2m
-    lost = where if start // L4_SLOT == 0 else (start // L4_SLOT + 1) * L4_SLOT
-    in_lost_part = lost <= where < end if start // L4_SLOT else start <= where < end
+    lost = where if start // L4_SIZE == 0 else (start // L4_SIZE + 1) * L4_SIZE
+    in_lost_part = lost <= where < end if start // L4_SIZE else start <= where < end
     return End(fact.line, fact.text, in_lost_part, _why_unseen(plan), _FIX_UNSEEN)
 
 
@@ -79,10 +79,10 @@ _FIX_UNSEEN = "an INIT_P2M note on a multiple of 512 GiB, not 0 (Linux has 0x800
 
 def _why_unseen(plan: Plan) -> tuple[str, ...]:
     start, end = plan.p2m
-    if start < L4_SLOT:
+    if start < L4_SIZE:
         where = "lies in L4 slot 0, which Linux clears"
     else:
-        slot = start // L4_SLOT
+        slot = start // L4_SIZE
         where = f"crosses from L4 slot {slot} to {slot + 1}, and Linux takes over one slot only"
     return (f"The list at {start:016x}->{end:016x} ({format_size(end - start)}) {where}.",)
 

@@ -4,13 +4,14 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from xenpt.abi import PAGE_SIZE
+from xenpt.abi import PAGE_SIZE, round_up
 from xenpt.explain.findings import Check, region
 from xenpt.explain.memory import Memory, Range, Setting, last_pfns
 from xenpt.inputs.bootlog import Boot, Fact
+from xenpt.inputs.config import USABLE
 from xenpt.linux.memblock import Regions
 
-RAM_NAMES = ("usable", "System RAM")
+RAM_NAMES = (USABLE, "System RAM")
 PARTS = ("kernel", "start_info", "page tables", "P->M list", "initrd")
 
 
@@ -148,7 +149,7 @@ def _initrd_checks(boot: Boot, memory: Memory, initrd: Range) -> Iterator[Check]
         )
     for fact in boot.all("ramdisk_used"):
         start, last = fact.span
-        end = -(-initrd[1] // 4096) * 4096
+        end = round_up(initrd[1], PAGE_SIZE)
         yield Check(
             fact.line,
             "RAMDISK",

@@ -6,24 +6,23 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from xenpt.abi import ENTRIES, PAGE_SHIFT, PAGE_SIZE, START_KERNEL_MAP, round_up
-from xenpt.engine import WalkRules, walk_to_free
+from xenpt.abi import ENTRIES, ISA_END_ADDRESS, PAGE_SHIFT, PAGE_SIZE, START_KERNEL_MAP
 from xenpt.extents import column
 from xenpt.inputs.config import Ram
-from xenpt.linux.boot import initial_state
+from xenpt.linux.cleanup import walk_of_list
 from xenpt.linux.e820 import holes, in_one_ram_entry
+from xenpt.linux.entry import initial_state
 from xenpt.linux.memblock import Memblock, Regions
+from xenpt.linux.p2mtree import area_bytes
 from xenpt.linux.pagetable import setup_kernel_pagetable
 from xenpt.linux.rules import V4_1, V4_3, V6_1, V6_12, LinuxRules
 from xenpt.linux.setup import memory_setup, remap_size
-from xenpt.linux.state import BootState
+from xenpt.linux.state import PMD_SIZE, BootState
 from xenpt.plan import Plan
 from xenpt.room import require_room
 from xenpt.xen.dom0 import build
 from xenpt.xen.hypercalls import Hypercalls
 
-MIB = 1 << 20
-PROBE_BYTES = 2 * MIB  # init_mem_mapping() asks memblock for a free large page
 GIB4 = 1 << 32
 FREE_BYTES = 200  # of memory that one freed range takes here: two pairs of numbers, and columns
 
@@ -137,7 +136,7 @@ def predict(plan: Plan, machine_map: tuple[Ram, ...], max_pages: int, setting: S
         initrd=state.initrd,
         initrd_moved_from=entry.initrd if entry.initrd != state.initrd else None,
         list_moved=entry.initial_list.vaddr != state.initial_list.vaddr,
-        area_bytes=_area_bytes(state),
+        area_bytes=area_bytes(state),
         failing_pfn=_failing_pfn(state, setting),
     )
 
@@ -201,9 +200,10 @@ def _parts(early: BootState, state: BootState) -> dict[str, Range]:
 
 
 def _probe(memblock: Memblock) -> Range | None:
+    """The free large page that init_mem_mapping() asks memblock for."""
     end = max((end for _, end in memblock.memory), default=0)
-    start = memblock.find(PROBE_BYTES, PROBE_BYTES, MIB, end)
-    return None if start is None else (start, start + PROBE_BYTES)
+    start = memblock.find(PMD_SIZE, PMD_SIZE, ISA_END_ADDRESS, end)
+    return None if start is None else (start, start + PMD_SIZE)
 
 
 def _frees(state: BootState) -> tuple[Range, ...]:
@@ -212,28 +212,16 @@ def _frees(state: BootState) -> tuple[Range, ...]:
     if initial.mapping is None:
         first, end = initial.pfns
         return ((first << PAGE_SHIFT, end << PAGE_SHIFT),)
-    rules = state.rules.cleanup
-    walk = walk_to_free(
-        initial.mapping,
-        initial.vaddr,
-        WalkRules(skip_empty_entries=rules.skip_empty_entries, flat=not rules.depth_first),
-    )
-    nr = column(walk.events, "nr")
+    events = walk_of_list(state, initial.mapping).events
+    nr = column(events, "nr")
     require_room(int(nr.sum()) * FREE_BYTES, "the pages that Linux frees of the P->M list")
     i = np.arange(int(nr.sum())) - np.repeat(np.cumsum(nr) - nr, nr)
-    pfns = np.repeat(column(walk.events, "pfn"), nr) + i * np.repeat(
-        column(walk.events, "step"), nr
-    )
-    sizes = np.repeat(column(walk.events, "pages"), nr)
+    pfns = np.repeat(column(events, "pfn"), nr) + i * np.repeat(column(events, "step"), nr)
+    sizes = np.repeat(column(events, "pages"), nr)
     return tuple(
         (pfn << PAGE_SHIFT, (pfn + pages) << PAGE_SHIFT)
         for pfn, pages in zip(pfns.tolist(), sizes.tolist(), strict=True)
     )
-
-
-def _area_bytes(state: BootState) -> int:
-    entries = max(state.max_p2m_pfn, state.rules.hotplug_limit_gib << 18)
-    return round_up(8 * entries, 2 * MIB)
 
 
 def _failing_pfn(state: BootState, setting: Setting) -> int | None:

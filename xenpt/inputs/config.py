@@ -13,6 +13,7 @@ from xenpt.inputs.files import MAX_LINE, MAX_LOG_BYTES
 from xenpt.units import pages
 
 LEAF_SIZES = ("4k", "2m", "1g")
+USABLE = "usable"  # what Xen and Linux call RAM in an e820 map
 MAX_E820_ENTRIES = 1024  # E820MAX of Xen (asm/e820.h)
 _AMOUNT = re.compile(
     r"(?:0[xX](?P<hex>[0-9a-fA-F]{1,40})|(?P<number>[0-9]{1,40}))(?P<unit>[tTgGmMkKbB%]?)"
@@ -29,7 +30,7 @@ class Ram:
 
     start: int
     end: int
-    type: str = "usable"
+    type: str = USABLE
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 """Linux's early boot as a Xen PV guest: `Boot` runs the stages of one generation of it."""
 
 from xenpt.linux.boot import Boot, StageResult, free_initial_p2m
-from xenpt.linux.changes import rule_names, with_rules
+from xenpt.linux.changes import profile, rule_names, with_rules
 from xenpt.linux.cleanup import Cleanup
 from xenpt.linux.rules import (
     MAINLINE,
@@ -32,6 +32,7 @@ __all__ = [
     "V6_1",
     "V6_12",
     "free_initial_p2m",
+    "profile",
     "rule_names",
     "with_rules",
 ]

@@ -20,8 +20,10 @@ from xenpt.abi import (
     PTE_PCD,
     PTE_PWT,
     PTE_RW,
+    PTE_SAVED_DIRTY,
     START_KERNEL_MAP,
     TABLE_PROT,
+    VPN_END,
 )
 from xenpt.engine import mark_read_only
 from xenpt.extents import (
@@ -41,7 +43,7 @@ from xenpt.extents import (
 from xenpt.image import PageTableImage, materialise
 from xenpt.linux.directmap import KERNEL_PTE, kernel_ro_pte
 from xenpt.linux.memblock import Regions
-from xenpt.linux.pagetable import SAVED_DIRTY, initial_l1, static_tables
+from xenpt.linux.pagetable import initial_l1, static_tables
 from xenpt.linux.state import BootState
 
 #: Entries of such frames: Xen makes memory of devices uncached.
@@ -166,7 +168,7 @@ def _protect(state: BootState, leaves: Runs) -> Runs:
     leaves, _ = mark_read_only(leaves, tables.ranges)
     if state.rules.saved_dirty:  # see wrprotect()
         dirty = leaves["flags"] & np.uint64(PTE_RW | PTE_DIRTY) == np.uint64(PTE_DIRTY)
-        leaves["flags"][dirty] += np.uint64(SAVED_DIRTY - PTE_DIRTY)
+        leaves["flags"][dirty] += np.uint64(PTE_SAVED_DIRTY - PTE_DIRTY)
     leaves, _ = mark_read_only(leaves, by_list.ranges)
     own = own.clip(0, state.nr_pages)
     rows = [(top + a, a, b - a, 1, 1, kernel_ro_pte(state.rules)) for a, b in own]
@@ -188,4 +190,4 @@ def _without(leaves: Runs, holes: Regions) -> Runs:
     for start, end in holes:
         pieces.append(clip(leaves, at, start))
         at = end
-    return np.concatenate((*pieces, clip(leaves, at, 1 << 52)))
+    return np.concatenate((*pieces, clip(leaves, at, VPN_END)))

@@ -14,6 +14,7 @@ from xenpt.abi import (
     PGT_PINNED,
     PGT_TYPE_MASK,
     PGT_VALIDATED,
+    XEN_SLOTS,
 )
 from xenpt.errors import MappingError
 from xenpt.image import PageTableImage
@@ -21,7 +22,6 @@ from xenpt.linux.addressspace import address_space
 from xenpt.linux.memblock import Regions
 from xenpt.linux.state import BootState
 from xenpt.xen.adopt import adopt
-from xenpt.xen.entries import XEN_SLOTS
 from xenpt.xen.frames import FrameTable, Words
 from xenpt.xen.guest import Guest
 from xenpt.xen.memory import Memory

@@ -18,13 +18,13 @@ from xenpt.abi import (
     PTE_RW,
 )
 from xenpt.cost import Cost
+from xenpt.layout import MIN_PADDING
 from xenpt.linux.memblock import Regions
 from xenpt.linux.pagetable import PAGE_KERNEL, page_kernel_ro
 from xenpt.linux.state import BootState
 from xenpt.xen.hypercalls import Hypercalls
 
 IDENT_TABLES = 4  # LEVEL1_IDENT_ENTRIES: L1 tables from the brk area, 2 MiB each
-SLACK_BYTES = 512 << 10  # that Xen maps behind the boot stack at least
 RO_PAGES = 4  # initial_kernel_pmd twice, initial_page_table, empty_zero_page
 
 
@@ -55,7 +55,7 @@ def setup_kernel_pagetable(state: BootState, hc: Hypercalls) -> tuple[BootState,
         replace(
             state,
             memblock=state.memblock.reserve(base, end),
-            max_pfn_mapped=max((end + SLACK_BYTES) >> PAGE_SHIFT, covered - 1),
+            max_pfn_mapped=max((end + MIN_PADDING) >> PAGE_SHIFT, covered - 1),
             ro_frames=_kept_read_only(state),
         ),
         cost,

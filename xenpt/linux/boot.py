@@ -11,14 +11,11 @@ from functools import cached_property
 from typing import Any
 
 from xenpt.abi import (
-    L3_SIZE,
     L4_SIZE,
     PAGE_SHIFT,
-    START_KERNEL_MAP,
-    pfn_up,
 )
 from xenpt.cost import Cost
-from xenpt.errors import PanicError, RefusedError, UsageError
+from xenpt.errors import RefusedError, UsageError
 from xenpt.extents import Mapping
 from xenpt.faults import Fault, Outcome
 from xenpt.inputs.config import Ram as E820Entry
@@ -26,6 +23,7 @@ from xenpt.linux.bugs import Bug, Seen, bugs_met
 from xenpt.linux.checkedboot import CheckedBoot
 from xenpt.linux.cleanup import Cleanup, free_list, p2m_free
 from xenpt.linux.e820 import in_one_ram_entry
+from xenpt.linux.entry import initial_state
 from xenpt.linux.injection import Injection
 from xenpt.linux.memblock import Memblock
 from xenpt.linux.pagetable import cleanup_highmap, copies_l4_entry, setup_kernel_pagetable
@@ -37,13 +35,11 @@ from xenpt.linux.state import (
     GUEST_DIES,
     RELOCATED_VADDR,
     BootState,
-    InitialList,
     LinuxPanic,
     NotModelled,
-    kernel_base,
 )
 from xenpt.linux.work import Work, stage_work
-from xenpt.plan import Plan
+from xenpt.listshape import LEAVES
 from xenpt.shown import Shown
 from xenpt.units import format_size
 from xenpt.xen.dom0 import Domain, setup_pv_physmap
@@ -53,7 +49,6 @@ from xenpt.xen.hypercalls import Call, Hypercalls
 CHECKED_PAGES = 1 << 18
 #: Largest that can be checked: 64 GiB took 42 s and 1.2 GiB of memory.
 CHECKED_AT_MOST = 1 << 24
-LEAF_SIZES = ("1g", "2m", "4k")
 #: What becomes of the initial list, where it is not freed.
 _KEEPS = {"32-bit": "goes on with the list's own pages", "auto-translated": "uses no P->M list"}
 
@@ -297,7 +292,7 @@ class Boot(Shown):
             return {}
         found = {}
         moved = self.state.initial_list.vaddr != plan.mfn_list
-        for leaf in LEAF_SIZES:
+        for leaf in LEAVES:
             if leaf == plan.host.superpages:
                 continue
             if moved and self.cleanup is not None:  # Linux's own copy has 4 KiB pages alone
@@ -333,67 +328,6 @@ class Boot(Shown):
             "warnings": [bug.as_dict() for bug in self.bugs],
             "faults": [outcome.as_dict() for outcome in self.faults],
         }
-
-
-def initial_state(
-    domain: Domain,
-    rules: LinuxRules,
-    *,
-    e820: Sequence[E820Entry] | None = None,
-    max_reservation: int | None = None,
-) -> BootState:
-    """What Linux finds at its entry.
-
-    :raises PanicError: the plan has no domain
-    :raises UsageError: a kernel that is not where this Linux is, or not of its word size
-    """
-    plan = domain.plan
-    if plan.panic:
-        raise PanicError(plan.panic)
-    _check_kernel(plan, rules)
-    limit = plan.max_pages if max_reservation is None else max_reservation
-    return BootState(
-        domain, rules, tuple(e820 or ()), limit, _initial_list(domain), _initrd(domain)
-    )
-
-
-def _check_kernel(plan: Plan, rules: LinuxRules) -> None:
-    bits, start = plan.image.bits, int(plan.total[0])
-    if bits == 32 and not rules.bits_32:
-        raise UsageError(f"Linux {rules.name} has no 32-bit PV guests any more: try --linux v4.3")
-    if bits == 32 and (not start or start % L3_SIZE or start != plan.image.virt_base):
-        raise UsageError(
-            f"this kernel is mapped from {start:x} on: a 32-bit Linux begins on a border of 1 GiB, "
-            "not at 0"
-        )
-    if bits == 64 and start < START_KERNEL_MAP:
-        raise UsageError(
-            f"Linux {rules.name} is modelled as a 64-bit kernel from {START_KERNEL_MAP:x} on; "
-            f"this kernel is mapped from {start:x} on"
-        )
-    if rules.auto_translated and (bits == 32 or not rules.asks_auto_translated):
-        raise UsageError(
-            f"Linux {rules.name} with {bits} bits is not modelled as an auto-translated guest"
-        )
-
-
-def _initial_list(domain: Domain) -> InitialList:
-    plan = domain.plan
-    vaddr = int(plan.mfn_list)
-    first, nr = plan.first_p2m_pfn, plan.nr_p2m_frames
-    if domain.p2m_map is None:
-        first = (vaddr - kernel_base(plan)) >> PAGE_SHIFT
-        nr = pfn_up(plan.nr_pages * plan.image.bits // 8)
-    return InitialList(vaddr, domain.p2m_map, (int(first), int(first) + int(nr)))
-
-
-def _initrd(domain: Domain) -> tuple[int, int] | None:
-    plan = domain.plan
-    if not plan.mod_len:
-        return None
-    start = int(plan.mod_start)
-    start = start << PAGE_SHIFT if plan.initrd is None else start - kernel_base(plan)
-    return start, start + int(plan.mod_len)
 
 
 def free_initial_p2m(

@@ -6,14 +6,23 @@ from collections.abc import Iterable
 from dataclasses import fields, replace
 from typing import Any
 
+from xenpt.abi import (
+    ENTRIES,
+    HYPERVISOR_VIRT_END,
+    ISA_START_ADDRESS,
+    L4_SHIFT,
+    L4_SIZE,
+    PAGE_SIZE,
+    canonical,
+)
 from xenpt.errors import UsageError
-from xenpt.linux.rules import CleanupRules, LinuxRules
+from xenpt.linux.rules import PROFILES, CleanupRules, LinuxRules
 from xenpt.units import pages
 
 _TRUTH = {"yes": True, "true": True, "on": True, "1": True}
 _TRUTH |= {"no": False, "false": False, "off": False, "0": False}
 _FIXED = {"name", "cleanup"}
-_AREA = (272 << 39 | 0xFFFF << 48, 511 << 39 | 0xFFFF << 48, 1 << 39)
+_AREA = (HYPERVISOR_VIRT_END, canonical((ENTRIES - 1) << L4_SHIFT), L4_SIZE)
 #: What a number may be: least, most, and what it must be a multiple of.
 _BOUNDS = {
     "page_offset": _AREA,
@@ -21,10 +30,10 @@ _BOUNDS = {
     "vmemmap_start": _AREA,
     "page_limit": (1 << 8, 1 << 34, 1),
     "domu_page_limit": (1 << 8, 1 << 34, 1),
-    "low_ram_bytes": (0, 0xA0000, 1 << 12),
+    "low_ram_bytes": (0, ISA_START_ADDRESS, PAGE_SIZE),
     "pgt_buf_pages": (0, 64, 1),
     "hotplug_limit_gib": (0, 1 << 16, 1),
-    "highmap_entries": (512, 1 << 16, 1),
+    "highmap_entries": (ENTRIES, 1 << 16, 1),
 }
 _TABLE = re.compile(r"([A-Za-z_]\w*)(?::([1-9]\d{0,2}))?")
 
@@ -35,8 +44,18 @@ def rule_names() -> list[str]:
     return [name for name in named if name not in _FIXED]
 
 
-def with_rules(profile: LinuxRules, changes: Iterable[str]) -> LinuxRules:
-    """`profile` with flags changed; its name then says which, as in "v4.3+skip_empty_entries=yes".
+def profile(name: str, changes: Iterable[str] = ()) -> LinuxRules:
+    """The profile of that name, with flags changed as by `with_rules`.
+
+    :raises UsageError: no such profile, flag or value
+    """
+    if name not in PROFILES:
+        raise UsageError(f"Linux profile {name!r}: expected one of {', '.join(PROFILES)}")
+    return with_rules(PROFILES[name], changes)
+
+
+def with_rules(rules: LinuxRules, changes: Iterable[str]) -> LinuxRules:
+    """`rules` with flags changed; its name then says which, as in "v4.3+skip_empty_entries=yes".
 
     :param changes: "NAME=VALUE"; a flag is yes or no, a number decimal or 0x.., a limit in pages
         also a size such as 512G, `ro_tables` a list of SYMBOL or SYMBOL:PAGES
@@ -48,12 +67,12 @@ def with_rules(profile: LinuxRules, changes: Iterable[str]) -> LinuxRules:
             known = ", ".join(rule_names())
             raise UsageError(f"--rule {change!r}: expected NAME=VALUE with NAME one of {known}")
         of_cleanup = name in {field.name for field in fields(CleanupRules)}
-        old = getattr(profile.cleanup if of_cleanup else profile, name)
+        old = getattr(rules.cleanup if of_cleanup else rules, name)
         new = {name: _value(name, old, text.strip())}
         if of_cleanup:
-            new = {"cleanup": replace(profile.cleanup, **new)}
-        profile = replace(profile, **new, name=f"{profile.name}+{name}={text.strip()}")
-    return profile
+            new = {"cleanup": replace(rules.cleanup, **new)}
+        rules = replace(rules, **new, name=f"{rules.name}+{name}={text.strip()}")
+    return rules
 
 
 def _value(name: str, old: Any, text: str) -> Any:

@@ -87,11 +87,7 @@ def free_list(state: BootState, hc: Hypercalls) -> tuple[BootState, Cleanup]:
     rules = state.rules.cleanup
     vaddr, mapping = state.initial_list.vaddr, state.initial_list.mapping
     assert mapping is not None
-    walk = walk_to_free(
-        mapping,
-        vaddr,
-        WalkRules(skip_empty_entries=rules.skip_empty_entries, flat=not rules.depth_first),
-    )
+    walk = walk_of_list(state, mapping)
     unpin = rules.unpin_relocated and vaddr == RELOCATED_VADDR
     if rules.root_entry_first:
         hc.mmu_update(4, state.root_pfn, table_slot(vaddr, 4), None, 0)
@@ -123,6 +119,13 @@ def free_list(state: BootState, hc: Hypercalls) -> tuple[BootState, Cleanup]:
     )
     nr_unpinned = sum(tables.values()) if unpin else 0
     return new, Cleanup(state.rules.name, cost, set_entries, nr_unpinned)
+
+
+def walk_of_list(state: BootState, mapping: Mapping) -> FreeWalk:
+    """What this generation frees of the list in use, whose mapping is `mapping`."""
+    rules = state.rules.cleanup
+    how = WalkRules(skip_empty_entries=rules.skip_empty_entries, flat=not rules.depth_first)
+    return walk_to_free(mapping, state.initial_list.vaddr, how)
 
 
 def _lost(mapping: Mapping, missing: Regions) -> Regions:

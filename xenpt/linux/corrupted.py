@@ -6,10 +6,13 @@ P->M list, which nobody validates; its pin validates its copies of one L2 table 
 L4 entry. The rest follows from what the stages read and write. All of it is deduced.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from xenpt.abi import (
     ENTRIES,
+    L3_SIZE,
     LEVELS,
     PAGE_SHIFT,
     PTE_MFN_MASK,
@@ -18,6 +21,7 @@ from xenpt.abi import (
     PTE_PSE,
     PTE_RW,
     PTE_USER,
+    START_INFO_64,
     START_KERNEL_MAP,
     table_slot,
 )
@@ -26,12 +30,13 @@ from xenpt.faults import PANIC, UNNOTICED
 from xenpt.linux.memblock import NO_REGIONS, Regions
 from xenpt.linux.pagetable import static_frames, xen_table_pfns
 from xenpt.linux.stages import Stage
-from xenpt.linux.state import DOM0_DIES, BootState
+from xenpt.linux.state import DOM0_DIES, BootState, refused_bug
 from xenpt.xen.corruption import Entry
 from xenpt.xen.entries import bad_flags, entry_mfn
 
-MFN_LIST = 104  # its offset in start_info
-_PIN = "kernel BUG in pin_pagetable_pfn(): Xen refuses mmuext_op"
+_FIELDS: Mapping[str, Any] = START_INFO_64.fields or {}
+MFN_LIST = _FIELDS["mfn_list"][1]  # its offset in start_info
+_PIN = refused_bug("pin_pagetable_pfn", "mmuext_op")
 GONE, ELSEWHERE, READ_ONLY, WRITABLE, NO_EXEC, SAME = (
     "gone", "elsewhere", "read-only", "writable", "no-exec", "same",
 )  # fmt: skip
@@ -94,7 +99,9 @@ def _in_list(state: BootState, entry: Entry) -> Fate:
     what, start = effect(entry), int(state.domain.plan.p2m[0])
     first = max(0, entry.vaddr - start) // 8
     pfns = Regions.of([(first, (entry.vaddr + _inside(entry) + 1 - start) // 8)])
-    copied = entry.level == LEVELS and state.rules.graft_initial_p2m and table_slot(start, 4) > 0
+    copied = (
+        entry.level == LEVELS and state.rules.graft_initial_p2m and table_slot(start, LEVELS) > 0
+    )
     if copied and what in (SAME, NO_EXEC) and bad_flags(entry.new, LEVELS, iomem=True):
         return Fate(PANIC, Stage.SETUP_KERNEL_PAGETABLE, _PIN)
     if what == GONE or (what == ELSEWHERE and entry.level == LEVELS):
@@ -113,7 +120,7 @@ def _first_read(state: BootState, pfns: Regions) -> Stage:
     if (pad is not None and pfns.meets(pad, pad + 1)) or any(pfns.meets(a, b) for a, b in used):
         return Stage.SETUP_KERNEL_PAGETABLE
     plan = state.domain.plan
-    mapped = (min(plan.total[1], START_KERNEL_MAP + (1 << 30)) - START_KERNEL_MAP) >> PAGE_SHIFT
+    mapped = (min(plan.total[1], START_KERNEL_MAP + L3_SIZE) - START_KERNEL_MAP) >> PAGE_SHIFT
     if pfns.meets(mapped, state.nr_pages):
         return Stage.INIT_MEM_MAPPING
     return Stage.P2M_COPIED

@@ -18,9 +18,11 @@ from xenpt.abi import (
     MMUEXT_NEW_BASEPTR,
     MMUEXT_TLB_FLUSH_LOCAL,
     PAGE_SHIFT,
+    PTE_GUEST_KERNEL,
     PTE_RW,
     PTE_USER,
     START_KERNEL_MAP,
+    TABLE_SHIFT,
     round_down,
     round_up,
 )
@@ -39,19 +41,19 @@ _LIVE_TABLE = (
 )
 STEP_SHIFT = 8  # get_new_step_size(): 2 MiB, 512 MiB, 128 GiB, 32 TiB
 #: PAGE_KERNEL as Xen stores it for the kernel of a 64-bit PV guest (golden rule 15).
-KERNEL_PTE = PAGE_KERNEL | PTE_USER | 1 << 52
+KERNEL_PTE = PAGE_KERNEL | PTE_USER | PTE_GUEST_KERNEL
 
 
 def kernel_ro_pte(rules: LinuxRules) -> int:
     """PAGE_KERNEL_RO as Xen stores it."""
-    return page_kernel_ro(rules) | PTE_USER | 1 << 52
+    return page_kernel_ro(rules) | PTE_USER | PTE_GUEST_KERNEL
 
 
 @dataclass(frozen=True, slots=True)
 class _Work:
     """The direct map while it grows.
 
-    :ivar held: numbers of the tables that exist, by level 1 .. 3 (number: pfn >> 9 * level)
+    :ivar held: numbers of the tables that exist, by level 1 .. 3; a number is pfn // 512**level
     :ivar buffer: frames [next, end) of the brk area that are left for tables
     :ivar mapped: pfns [min_pfn_mapped, max_pfn_mapped) that tables may be taken from
     """
@@ -194,7 +196,7 @@ def _map(work: _Work, hc: Hypercalls, start: int, end: int, *, from_buffer: bool
 
 def _covering(start: int, end: int, level: int) -> Regions:
     """Numbers of the tables of `level` that cover pfns [start, end)."""
-    shift = 9 * level
+    shift = TABLE_SHIFT * level
     return Regions.of([(start >> shift, ((end - 1) >> shift) + 1)])
 
 
@@ -239,7 +241,7 @@ def _table_rows(new: dict[int, Regions], frames: _Frames, work: _Work) -> Runs:
     if not pieces:
         return run_array([], [], [], [], [], [])
     start, end, level = np.ascontiguousarray(np.concatenate(pieces).T)
-    first_page, last_page = start << (9 * level), end << (9 * level)
+    first_page, last_page = start << (TABLE_SHIFT * level), end << (TABLE_SHIFT * level)
     # Each sort has one key, and is quick, since every level is sorted already.
     taken_order = np.argsort(first_page << 2 | 3 - level, kind="stable")
     position = np.empty(len(start), np.int64)
@@ -275,7 +277,7 @@ def _cut(rows: Ints, cuts: Ints) -> Ints:
         for k in hit.tolist():
             page, nr, level, position = rows[k].tolist()
             head = cut - position
-            tail = [page + (head << (9 * level)), nr - head, level, cut]
+            tail = [page + (head << (TABLE_SHIFT * level)), nr - head, level, cut]
             rows[k, 1] = head
             rows = np.insert(rows, k + 1, tail, axis=0)
     return rows
@@ -341,9 +343,11 @@ def _issue(work: _Work, hc: Hypercalls, rows: Runs, end: int) -> None:
     page_offset = work.state.rules.page_offset
     protect = partial(wrprotect, rules=work.state.rules)
     parents = _parents(work, rows) if hc.one_by_one else np.full(len(rows), -1)
-    last = {level: (end - 1) >> (9 * level) for level in (2, 3)}
+    last = {level: (end - 1) >> (TABLE_SHIFT * level) for level in (2, 3)}
     hooks = {
-        level: _last_row(rows, level, (page_offset >> PAGE_SHIFT) + (last[level] << (9 * level)))
+        level: _last_row(
+            rows, level, (page_offset >> PAGE_SHIFT) + (last[level] << (TABLE_SHIFT * level))
+        )
         for level in last
     }
     head = len(rows) - sum(hook is not None for hook in hooks.values())
@@ -367,9 +371,9 @@ def _last_row(rows: Runs, level: int, vpn: int) -> int | None:
 
 def _empty_slots(state: BootState, level: int, end: int) -> Iterator[tuple[int, int]]:
     """Runs (slot, nr) of the last visited table that begin at or behind `end` and hold no RAM."""
-    shift = 9 * (level - 1)
-    table = (end - 1) >> (shift + 9)
-    first, stop = -(-end >> shift), (table + 1) << 9
+    shift = TABLE_SHIFT * (level - 1)
+    table = (end - 1) >> (shift + TABLE_SHIFT)
+    first, stop = -(-end >> shift), (table + 1) << TABLE_SHIFT
     ram = Regions.of(
         (e.start >> PAGE_SHIFT >> shift, -(-e.end >> (PAGE_SHIFT + shift)))
         for e in state.linux_e820
@@ -385,7 +389,7 @@ def _parents(work: _Work, rows: Runs) -> Ints:
     parents = np.full(len(rows), -1, np.int64)
     top = work.state.rules.page_offset >> PAGE_SHIFT
     for level in (1, 2, 3):
-        shift = 9 * (level + 1)
+        shift = TABLE_SHIFT * (level + 1)
         children = np.flatnonzero(rows["level"] == level)
         number = (column(rows[children], "vpn") - top) >> shift
         above = rows[rows["level"] == level + 1]
@@ -408,7 +412,7 @@ def _frame_of(work: _Work, rows: Runs, level: int, number: int) -> int | None:
         return state.root_pfn
     if number == 0:
         return state.symbol_pfn("level2_ident_pgt" if level == 2 else "level3_ident_pgt")
-    vpn = (state.rules.page_offset >> PAGE_SHIFT) + (number << (9 * level))
+    vpn = (state.rules.page_offset >> PAGE_SHIFT) + (number << (TABLE_SHIFT * level))
     for group in (rows, *work.tables):
         hit = group[(group["level"] == level) & (group["vpn"] == vpn)]
         if len(hit):

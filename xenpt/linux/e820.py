@@ -6,10 +6,11 @@ from dataclasses import replace
 from itertools import pairwise
 
 from xenpt.abi import PAGE_SHIFT, PAGE_SIZE, pfn_up, round_down
+from xenpt.inputs.config import USABLE
 from xenpt.inputs.config import Ram as E820Entry
 from xenpt.linux.memblock import Regions
 
-RAM = "usable"
+RAM = USABLE
 RESERVED = "reserved"
 UNUSABLE = "unusable"
 NVS = "ACPI NVS"

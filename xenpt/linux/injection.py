@@ -19,11 +19,11 @@ from xenpt.faults import (
     Conflict,
     Corrupted,
     Fault,
-    Fragmented,
     Hole,
     Outcome,
     OutOfMemory,
     Refused,
+    is_of_host,
     of_kind,
 )
 from xenpt.inputs.config import Ram as E820Entry
@@ -51,7 +51,7 @@ from xenpt.linux.missing import (
 from xenpt.linux.refusals import Refuser
 from xenpt.linux.setup import given_map
 from xenpt.linux.stages import STAGES, Stage
-from xenpt.linux.state import DOM0_DIES, BootState, LinuxPanic
+from xenpt.linux.state import DOM0_DIES, BootState, LinuxPanic, refused_bug
 from xenpt.xen.corruption import entry_of, pin_failed, refusal_of_pin, violations
 from xenpt.xen.hypercalls import Hypercalls
 
@@ -100,7 +100,7 @@ class Injection:
             targets = Regions.of((to, to + nr) for _, to, nr in state.remaps)
             for refused in of_kind(self.faults, Refused):
                 if _first(targets, state.unmapped) is not None:
-                    text = "kernel BUG in xen_update_mem_tables(): Xen refuses update_va_mapping"
+                    text = refused_bug("xen_update_mem_tables", "update_va_mapping")
                     self._doom(refused, (stage, text))
         if stage is Stage.SETUP_KERNEL_PAGETABLE:
             for hole in of_kind(self.faults, Hole):
@@ -170,10 +170,8 @@ class Injection:
         ends = "the boot ends before" if panic else ""
         rest = []
         for fault in self.faults:
-            if isinstance(fault, Fragmented) or (
-                isinstance(fault, OutOfMemory) and fault.who == "xen"
-            ):
-                continue  # the host's
+            if is_of_host(fault):
+                continue
             if isinstance(fault, Hole) and not panic and fault not in self.found:
                 self._strike(fault, consequence(fault, state), UNNOTICED, "init_mem_mapping")
             text = ends or _why_not(fault, state, self._left)

@@ -7,7 +7,7 @@ trust an M2P entry that the list does not confirm. Deduced from mmu_pv.c, p2m.c 
 
 import numpy as np
 
-from xenpt.abi import PAGE_SHIFT, START_KERNEL_MAP, pfn_up
+from xenpt.abi import L3_SIZE, PAGE_SHIFT, START_KERNEL_MAP, pfn_up
 from xenpt.errors import UsageError
 from xenpt.extents import Runs, column, expand
 from xenpt.faults import Hole
@@ -15,7 +15,7 @@ from xenpt.linux.memblock import Range, Regions
 from xenpt.linux.pagetable import static_frames, xen_table_pfns
 from xenpt.linux.setup import remap_size
 from xenpt.linux.stages import Stage
-from xenpt.linux.state import DOM0_DIES, BootState
+from xenpt.linux.state import DOM0_DIES, BootState, refused_bug
 
 Death = tuple[Stage, str]
 
@@ -56,8 +56,7 @@ def in_own_frames(hole: Hole, state: BootState) -> Death | None:
     if any(pfns.meets(a, b) and a not in pinned for a, b in followed):
         return Stage.SETUP_KERNEL_PAGETABLE, DOM0_DIES
     if any(pfn is not None and pfns.meets(pfn, pfn + 1) for pfn in pinned):
-        text = "kernel BUG in pin_pagetable_pfn(): Xen refuses mmuext_op"
-        return Stage.SETUP_KERNEL_PAGETABLE, text
+        return Stage.SETUP_KERNEL_PAGETABLE, refused_bug("pin_pagetable_pfn", "mmuext_op")
     return None
 
 
@@ -79,9 +78,9 @@ def in_remapped_frames(hole: Hole, state: BootState) -> Death | None:
     """Frames that are to leave a hole of the E820 map, but that the list does not name."""
     stage = stage_that_moves(pfns_of(hole), state)
     if stage is Stage.MEMORY_SETUP:
-        return stage, "kernel BUG in set_pte_mfn(): Xen refuses update_va_mapping"
+        return stage, refused_bug("set_pte_mfn", "update_va_mapping")
     if stage is Stage.REMAP_MEMORY:
-        return stage, "kernel BUG in xen_update_mem_tables(): Xen refuses mmu_update"
+        return stage, refused_bug("xen_update_mem_tables", "mmu_update")
     return None
 
 
@@ -110,7 +109,7 @@ def _pages(nr: int) -> str:
 def held_by_xen(state: BootState) -> Regions:
     """Pages that Xen's L1 tables map, of those that Linux keeps: their entries stay as they are."""
     start, end = state.domain.plan.total
-    return Regions.of([(0, min(end - start, 1 << 30) >> PAGE_SHIFT)])
+    return Regions.of([(0, min(end - start, L3_SIZE) >> PAGE_SHIFT)])
 
 
 def frames_of_tables(tables: Runs) -> list[Range]:

@@ -40,8 +40,8 @@ from xenpt.linux.directmap import KERNEL_PTE, kernel_ro_pte
 from xenpt.linux.memblock import NO_REGIONS, Regions
 from xenpt.linux.pages import Pages, again, joined, placed
 from xenpt.linux.pagetable import PAGE_KERNEL, page_kernel_ro
-from xenpt.linux.rules import GIB_PAGES
 from xenpt.linux.state import PMD_SIZE, BootState, LinuxPanic
+from xenpt.units import GIB_PAGES
 from xenpt.xen.hypercalls import Hypercalls
 
 P2M_PER_PAGE = PAGE_SIZE // 8
@@ -64,8 +64,7 @@ def vmalloc_p2m_tree(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]
     :raises LinuxPanic: no page is left, or one of extra memory has no place in the tools' tree
     """
     p2m_size = round_up(state.nr_pages, P2M_PER_PAGE)
-    limit = state.rules.hotplug_limit_gib * GIB_PAGES
-    size = round_up(8 * max(state.max_p2m_pfn, limit), PMD_SIZE) // 8
+    size = area_bytes(state) // 8
     missing = Regions.of((*state.missing, (state.nr_pages, p2m_size))) - state.identity
     gone = Regions.of((-(-a // P2M_PER_PAGE), b // P2M_PER_PAGE) for a, b in missing)
     own = _pages_of(Regions.of([(0, min(p2m_size, size))]) - state.identity) - gone
@@ -88,6 +87,12 @@ def vmalloc_p2m_tree(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]
         ),
         Cost(by_type=dict(hc.by_type), entries_written=own.size * P2M_PER_PAGE),
     )
+
+
+def area_bytes(state: BootState) -> int:
+    """Size of the area that the copy of the list will have: a multiple of 2 MiB."""
+    limit = state.rules.hotplug_limit_gib * GIB_PAGES
+    return round_up(8 * max(state.max_p2m_pfn, limit), PMD_SIZE)
 
 
 class _Tree:

@@ -5,6 +5,8 @@ from dataclasses import replace
 
 from xenpt.abi import (
     ENTRIES,
+    L3_SIZE,
+    L4_SHIFT,
     LEVELS,
     MMUEXT_NEW_BASEPTR,
     MMUEXT_PIN_L3_TABLE,
@@ -17,10 +19,12 @@ from xenpt.abi import (
     PTE_NX,
     PTE_PRESENT,
     PTE_RW,
+    PTE_SAVED_DIRTY,
     START_KERNEL_MAP,
     TABLE_PROT,
     TABLE_SHIFT,
     UVMF_INVLPG,
+    canonical,
     round_up,
     table_slot,
 )
@@ -38,15 +42,14 @@ _BEYOND_FIRST_GIB = (
     "kernel BUG in set_page_prot_flags(): Xen's page tables are behind the first GiB of its "
     "mapping, which is all that Linux keeps"
 )
-SAVED_DIRTY = 1 << 58
 #: What Linux maps in whole L4 slots: the flag with its start, a name, bytes (x86_64/mm.rst).
 _AREAS = (
     ("page_offset", "direct map", 64 << 40),
     ("vmalloc_start", "vmalloc area", 32 << 40),
     ("vmemmap_start", "struct pages", 1 << 40),
 )
-_LEVEL3_KERNEL = 511 << (3 * TABLE_SHIFT) | 0xFFFF << 36  # vpn of L4 slot 511
-_FIXMAP = START_KERNEL_MAP + (1 << 30)
+_LEVEL3_KERNEL = canonical((ENTRIES - 1) << L4_SHIFT) >> PAGE_SHIFT  # vpn of the last L4 slot
+_FIXMAP = START_KERNEL_MAP + L3_SIZE
 _LEVEL1_FIXMAP = 506  # its first slot in level2_fixmap_pgt
 _STATIC_TABLES = 4  # whose entries are turned from pfns into mfns: L4, two L3, level2_fixmap_pgt
 
@@ -76,10 +79,10 @@ def page_kernel_ro(rules: LinuxRules) -> int:
 
 
 def wrprotect(flags: int, rules: LinuxRules) -> int:
-    """pte_wrprotect(): without RW; the dirty bit may move to another place (SAVED_DIRTY)."""
+    """pte_wrprotect(): without RW; the dirty bit may move to another place (PTE_SAVED_DIRTY)."""
     flags &= ~PTE_RW
     if rules.saved_dirty and flags & PTE_DIRTY:
-        flags += SAVED_DIRTY - PTE_DIRTY
+        flags += PTE_SAVED_DIRTY - PTE_DIRTY
     return flags
 
 

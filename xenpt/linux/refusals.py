@@ -34,7 +34,7 @@ from xenpt.linux.e820 import in_one_ram_entry
 from xenpt.linux.memblock import NO_REGIONS, Regions
 from xenpt.linux.missing import frames_of_tables, stage_that_moves
 from xenpt.linux.stages import Stage
-from xenpt.linux.state import DOM0_DIES, BootState
+from xenpt.linux.state import DOM0_DIES, BootState, refused_bug
 from xenpt.linux.vmemmap import STRUCT_PAGE_BYTES
 from xenpt.xen.hypercalls import Call
 
@@ -72,7 +72,6 @@ class Refuser:
     ) -> None:
         self.fault, self.stage, self.before, self.after = fault, stage, before, after
         self.reaction: Reaction | None = None
-        self.call: Call | None = None
         self._left, self._pins = nth, 0
 
     def __call__(self, call: Call) -> None:
@@ -80,7 +79,6 @@ class Refuser:
         if self.fault.where in (None, self.stage.value, call.op):
             self._left -= 1
             if not self._left:
-                self.call = call
                 self.reaction = _REACTIONS[self.stage](self, call)
                 if self.reaction.raises:
                     raise RefusedError(EINVAL)
@@ -259,7 +257,7 @@ _REACTIONS: dict[Stage, Callable[[Refuser, Call], Reaction]] = {
 
 
 def _bug(function: str, call: Call) -> Reaction:
-    return Reaction(PANIC, f"kernel BUG in {function}(): Xen refuses {call.op}", raises=True)
+    return Reaction(PANIC, refused_bug(function, call.op), raises=True)
 
 
 def _table(tables: Runs, pfn: int | None) -> tuple[int, int] | None:

@@ -10,9 +10,8 @@ seen in its boots only. Functions are of arch/x86/xen/ unless another file is na
 from dataclasses import dataclass, replace
 from typing import Final
 
-from xenpt.abi import PAGE_SHIFT
+from xenpt.units import GIB_PAGES
 
-GIB_PAGES: Final = 1 << (30 - PAGE_SHIFT)
 #: Static tables that xen_setup_kernel_pagetable makes read-only before it pins the L4, in order.
 _RO_TABLES_V4_1: Final = (
     ("init_level4_pgt", 1),

@@ -17,7 +17,7 @@ from xenpt.linux.vmemmap import paging_init
 from xenpt.xen.hypercalls import Hypercalls
 
 #: What a stage returns: the new state, and its cost, or the cleanup that has the cost in it.
-Outcome = tuple[BootState, Cost | Cleanup]
+Result = tuple[BootState, Cost | Cleanup]
 _NOT_32_BIT = (
     "how a 32-bit Linux maps its memory, and what follows, is not modelled; of it is known that no "
     "page becomes writable that was read-only before"
@@ -26,7 +26,7 @@ _NOT_TRANSLATED = (
     "an auto-translated guest goes on as on bare hardware, without hypercalls for its page tables, "
     "and that is not modelled"
 )
-StageFunction = Callable[[BootState, Hypercalls], Outcome]
+StageFunction = Callable[[BootState, Hypercalls], Result]
 
 
 class Stage(Enum):
@@ -41,19 +41,19 @@ class Stage(Enum):
     REMAP_MEMORY = "remap_memory"
 
 
-def _setup_kernel_pagetable(state: BootState, hc: Hypercalls) -> Outcome:
+def _setup_kernel_pagetable(state: BootState, hc: Hypercalls) -> Result:
     if state.bits == 32:
         return bits32.setup_kernel_pagetable(state, hc)
     return setup_kernel_pagetable(state, hc)
 
 
-def _memory_setup(state: BootState, hc: Hypercalls) -> Outcome:
+def _memory_setup(state: BootState, hc: Hypercalls) -> Result:
     if state.rules.auto_translated:
         return auto_xlated_memory_setup(state, hc)
     return memory_setup(state, hc)
 
 
-def _init_mem_mapping(state: BootState, hc: Hypercalls) -> Outcome:
+def _init_mem_mapping(state: BootState, hc: Hypercalls) -> Result:
     if state.bits == 32:
         raise NotModelled(_NOT_32_BIT)
     if state.rules.auto_translated:

@@ -4,18 +4,27 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from xenpt.abi import ENTRIES, PAGE_SHIFT, PAGE_SIZE, SIF_INITDOMAIN, START_KERNEL_MAP, pfn_up
+from xenpt.abi import (
+    ENTRIES,
+    L2_SIZE,
+    PAGE_SHIFT,
+    PAGE_SIZE,
+    SIF_INITDOMAIN,
+    START_KERNEL_MAP,
+    pfn_up,
+)
 from xenpt.errors import XenptError
 from xenpt.extents import EMPTY, Mapping, Runs
 from xenpt.linux.e820 import E820
 from xenpt.linux.memblock import EMPTY_MEMBLOCK, NO_REGIONS, Memblock, Range, Regions
-from xenpt.linux.rules import GIB_PAGES, LinuxRules
+from xenpt.linux.rules import LinuxRules
+from xenpt.units import GIB_PAGES
 
 if TYPE_CHECKING:
     from xenpt.plan import Plan
     from xenpt.xen.dom0 import Domain
 
-PMD_SIZE: Final = 1 << 21
+PMD_SIZE: Final = L2_SIZE
 LIMIT_32_BIT_PAGES: Final = 64 * GIB_PAGES
 #: Where xen_relocate_p2m() maps the list: L4 slot 2, and more if it needs them.
 RELOCATED_SLOT: Final = 2
@@ -32,6 +41,11 @@ _BRK_PAGES_BEFORE_BUFFER: Final = 1
 
 class LinuxPanic(XenptError):
     """Linux gives up; the text is its own."""
+
+
+def refused_bug(function: str, op: str) -> str:
+    """What Linux says where it cannot do without a hypercall of type `op` that Xen refuses."""
+    return f"kernel BUG in {function}(): Xen refuses {op}"
 
 
 class NotModelled(XenptError):

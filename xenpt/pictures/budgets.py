@@ -4,14 +4,13 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from xenpt.abi import PAGE_SHIFT
 from xenpt.budget import Row
 from xenpt.capacity import Capacity
 from xenpt.capacitytexts import IN_WORDS
 from xenpt.pictures.picture import COUNTED, MEASURED, Picture, Sheet
 from xenpt.pictures.style import BAD, FILLS, GRID, HATCHES, INK, PAPER
 from xenpt.report import Table
-from xenpt.units import format_pages
+from xenpt.units import GIB_PAGES, format_pages
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -95,7 +94,7 @@ def _draw_overhead(sheet: Sheet, axes: "Axes", budgets: Sequence[Capacity]) -> N
         end = _bar(sheet, axes, row, budget, TAKEN)
         taken = sum(part.pages for part in budget.rows if part.name in TAKEN)
         axes.annotate(
-            f"{taken / _GIB:,.1f} GiB", (end, row), (4, 0), textcoords="offset points",
+            f"{taken / GIB_PAGES:,.1f} GiB", (end, row), (4, 0), textcoords="offset points",
             va="center",
         )  # fmt: skip
         most = max(most, end)
@@ -108,7 +107,6 @@ def _draw_overhead(sheet: Sheet, axes: "Axes", budgets: Sequence[Capacity]) -> N
 
 
 _THIN: Final = 0.005  # percent that no screen shows
-_GIB: Final = 1 << (30 - PAGE_SHIFT)  # pages
 
 
 def _bar(sheet: Sheet, axes: "Axes", row: int, budget: Capacity, names: tuple[str, ...]) -> float:
@@ -128,10 +126,11 @@ def _bar(sheet: Sheet, axes: "Axes", row: int, budget: Capacity, names: tuple[st
 
 
 def _describe(part: Row, budget: Capacity) -> str:
-    source = ": ".join(filter(None, (part.tag, part.source)))
     percent = 100 * part.pages / budget.nr_pages
     host = format_pages(budget.nr_pages)
-    return f"{host}, {part.text}: {part.pages / _GIB:,.2f} GiB, {percent:.2f} % ({source})"
+    return (
+        f"{host}, {part.text}: {part.pages / GIB_PAGES:,.2f} GiB, {percent:.2f} % ({part.origin})"
+    )
 
 
 def _finish(axes: "Axes", budgets: Sequence[Capacity]) -> None:
@@ -195,8 +194,8 @@ def _table(budgets: Sequence[Capacity]) -> Table:
     rows = [
         [
             format_pages(budget.nr_pages), part.text,
-            ": ".join(filter(None, (part.tag, part.source))), f"{part.pages:,}",
-            f"{part.pages / _GIB:,.2f}", f"{100 * part.pages / budget.nr_pages:.2f}",
+            part.origin, f"{part.pages:,}",
+            f"{part.pages / GIB_PAGES:,.2f}", f"{100 * part.pages / budget.nr_pages:.2f}",
         ]
         for budget in budgets
         for part in budget.rows

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 
 from xenpt.errors import UsageError
+from xenpt.listshape import LEAVES
 from xenpt.pictures.picture import COUNTED, MODELLED, Picture, Sheet
 from xenpt.pictures.style import INK, LINES, MARKERS, MUTED, PAPER, STROKES
 from xenpt.report import Table
 from xenpt.sweeprow import INPUTS, Row
 from xenpt.sweeptable import Sweep
-from xenpt.texts import LEAVES
 from xenpt.timing import TimeModel
 from xenpt.units import format_pages, format_seconds, format_size, pages
 

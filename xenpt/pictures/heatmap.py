@@ -4,8 +4,7 @@
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
-from xenpt.abi import ENTRIES, LEVELS, PAGE_SHIFT, TABLE_SHIFT
-from xenpt.image import XEN_SLOTS
+from xenpt.abi import ENTRIES, LEVELS, PAGE_SHIFT, TABLE_SHIFT, XEN_SLOTS, canonical
 from xenpt.occupancy import (
     FREED,
     FREED_TABLE,
@@ -77,8 +76,7 @@ def names(path: tuple[int, ...]) -> list[str]:
 def table_start(path: tuple[int, ...]) -> int:
     """First virtual address that the table at the end of `path` covers."""
     shifts = [PAGE_SHIFT + TABLE_SHIFT * (LEVELS - 1 - i) for i in range(len(path))]
-    vaddr = sum(slot << shift for slot, shift in zip(path, shifts, strict=True))
-    return vaddr | (0xFFFF << 48) if vaddr >> 47 & 1 else vaddr
+    return canonical(sum(slot << shift for slot, shift in zip(path, shifts, strict=True)))
 
 
 def _draw(sheet: Sheet, found: Occupancy) -> None:
@@ -121,7 +119,7 @@ def _draw_table(
     for side in axes.spines.values():
         side.set(visible=True, color=MUTED)
     if level == LEVELS:
-        for start, end in _lines(*XEN_SLOTS):
+        for start, end in _lines(XEN_SLOTS.start, XEN_SLOTS.stop):
             axes.barh(start // COLUMNS + 0.5, end - start, 1, start % COLUMNS, color=GRID, zorder=0)
 
 
@@ -161,7 +159,7 @@ def explorer(found: Occupancy) -> dict[str, object]:
         "words": WORDS,
         "tables": TABLES,
         "shares": SHARES,
-        "xen": XEN_SLOTS,
+        "xen": (XEN_SLOTS.start, XEN_SLOTS.stop),
         "sizes": sizes,
     }
 

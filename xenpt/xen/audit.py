@@ -16,11 +16,11 @@ from xenpt.abi import (
     PTE_PSE,
     PTE_RW,
     TABLE_SHIFT,
+    XEN_SLOTS,
 )
 from xenpt.extents import P2M, Ranges, Runs, clip, column, join_ranges, run_array
 from xenpt.image import UPPER_HALF, PageTableImage
 from xenpt.xen.check import Mapped, Violation, violations
-from xenpt.xen.entries import XEN_SLOTS
 
 FLAGS = np.uint64(~PTE_MFN_MASK & (1 << 64) - 1)
 

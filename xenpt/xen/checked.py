@@ -41,10 +41,11 @@ from xenpt.abi import (
     PTE_PRESENT,
     PTE_PSE,
     PTE_USER,
+    XEN_SLOTS,
     table_slot,
 )
 from xenpt.errors import RefusedError
-from xenpt.xen.entries import XEN_SLOTS, adjust_one, bad_flags, entry_mfn
+from xenpt.xen.entries import adjust_one, bad_flags, entry_mfn
 from xenpt.xen.rules import PageTables, level_of, table_type
 
 AVAIL_HIGH = 0x7FF << 52

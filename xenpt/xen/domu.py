@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xenpt import abi
-from xenpt.abi import PAGE_SHIFT, TABLE_SHIFT, VADDR_BITS, VPN_END, WORD
+from xenpt.abi import PAGE_SHIFT, TABLE_SHIFT, VADDR_BITS, VPN_END, canonical
 from xenpt.domuplan import DomuPlan
 from xenpt.domutables import TableMap, in_xen_slots, overwritten
 from xenpt.engine import clear
@@ -34,7 +34,6 @@ CALL_BYTES = 160  # of memory that one call takes here, measured (a guest of 64 
 LOW_MFN = 0xFF  # its page below 4 GiB for a PAE root that needs one
 MFN_4G = (4 << 30) >> PAGE_SHIFT
 CANONICAL_HALF = 1 << (VADDR_BITS - 1)
-HIGH_HALF = WORD - (1 << VADDR_BITS)  # what sign extension adds above the lower half
 
 
 @dataclass(frozen=True)
@@ -150,7 +149,7 @@ def _initial_mapping(plan: DomuPlan, pinned: bool) -> Mapping:
         rows += _rows(one.start + (start << PAGE_SHIFT), end - start, start, 0, flags)
     leaves = make_runs(rows)
     if hidden := overwritten(plan.maps):
-        start, end = (_canonical(vaddr) >> PAGE_SHIFT for vaddr in hidden)
+        start, end = (canonical(vaddr) >> PAGE_SHIFT for vaddr in hidden)
         leaves = np.concatenate((clip(leaves, 0, start), clip(leaves, end, VPN_END)))
     return Mapping(coalesce(leaves), _tables(plan, one, pinned))
 
@@ -189,13 +188,9 @@ def _rows(start: int, nr: int, pfn: int, table_level: int, flags: int) -> list[R
     rows = []
     for skip, count in ((0, low), (low, nr - low)):
         if count:
-            vpn = _canonical(start + (skip << shift)) >> PAGE_SHIFT
+            vpn = canonical(start + (skip << shift)) >> PAGE_SHIFT
             rows.append((vpn, pfn + skip, count, 1, level, flags))
     return rows
-
-
-def _canonical(vaddr: int) -> int:
-    return vaddr + HIGH_HALF if vaddr >= CANONICAL_HALF else vaddr
 
 
 # --- Where the pages come from (SPEC C1, C9) ------------------------------------------------------

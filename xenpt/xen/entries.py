@@ -12,8 +12,6 @@ import numpy.typing as npt
 
 from xenpt.abi import (
     ENTRIES,
-    HYPERVISOR_VIRT_END,
-    HYPERVISOR_VIRT_START,
     LEVELS,
     PAGE_SHIFT,
     PGC_COUNT_MASK,
@@ -32,16 +30,12 @@ from xenpt.abi import (
     PTE_RW,
     PTE_USER,
     WORD,
-    table_slot,
+    XEN_SLOTS,
 )
 from xenpt.xen.frames import FrameTable, Mask, Mfns, Words
 
 CACHE_FLAGS = PTE_PWT | PTE_PCD | PTE_PSE  # PSE is PAT in an L1 entry
 UNCACHED = PTE_PWT | PTE_PCD  # _PAGE_UC
-#: Slots of an L4 table.
-XEN_SLOTS = range(
-    table_slot(HYPERVISOR_VIRT_START, LEVELS), table_slot(HYPERVISOR_VIRT_END, LEVELS)
-)
 #: Whether each PWT | PCD << 1 | PAT << 2 is uncached or write-combining in XEN_MSR_PAT.
 _PAT_UNCACHED = (False, False, True, True, True, False, True, True)
 

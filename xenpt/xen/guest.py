@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from xenpt.abi import (
-    ENTRIES,
     ISA_END_ADDRESS,
     MMU_MACHPHYS_UPDATE,
     PAGE_SHIFT,
@@ -27,14 +26,14 @@ from xenpt.abi import (
 from xenpt.errors import RefusedError
 from xenpt.extents import IDENTITY, P2M, Frames, Ranges, column, join_ranges
 from xenpt.image import materialise
-from xenpt.inputs.config import Ram
+from xenpt.inputs.config import USABLE, Ram
+from xenpt.units import GIB_PAGES
 from xenpt.xen.adopt import frames_of, machine_of
 from xenpt.xen.dom0 import Domain
 from xenpt.xen.frames import FrameTable
 from xenpt.xen.hypercalls import Call
 from xenpt.xen.rules import level_of
 
-GIB_PAGES = ENTRIES**2
 NO_FRAME = (1 << 40) - 1  # what an entry names whose pfn has no frame
 
 
@@ -145,7 +144,7 @@ def _holes(e820: tuple[Ram, ...]) -> tuple[list[tuple[int, int]], int]:
     """
     io, at = [(0, ISA_END_ADDRESS >> PAGE_SHIFT)], ISA_END_ADDRESS >> PAGE_SHIFT
     for entry in sorted(e820, key=lambda entry: entry.start):
-        if entry.type != "usable":
+        if entry.type != USABLE:
             continue
         start, end = pfn_up(entry.start), entry.end >> PAGE_SHIFT
         if start > at:

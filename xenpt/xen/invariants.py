@@ -7,7 +7,7 @@ check.py.
 
 import numpy as np
 
-from xenpt.abi import INVALID_P2M_ENTRY, LEVELS, PAGE_SHIFT, PTE_RW
+from xenpt.abi import INVALID_P2M_ENTRY, LEVELS, PAGE_SHIFT, PTE_RW, VPN_END
 from xenpt.domuplan import DomuPlan
 from xenpt.errors import MappingError
 from xenpt.extents import P2M, Mapping, Runs, column, entry_pages, expand, join_ranges
@@ -16,7 +16,7 @@ from xenpt.xen.check import Mapped, Pairs, Violation, violations
 
 END_STEP = 4 << 20  # v_end is a multiple of it
 PADDING = 512 << 10  # at least that much is mapped behind the boot stack
-VPN_BITS = (1 << 52) - 1
+VPN_BITS = VPN_END - 1
 
 
 def check_built(
@@ -117,7 +117,11 @@ def _initial_mapping(plan: Plan, initial: Mapping) -> list[Violation]:
     vpn, nr = column(leaves, "vpn") & VPN_BITS, column(leaves, "nr")
     outside = leaves[(vpn < start & VPN_BITS) | (vpn + nr > ((end - 1) & VPN_BITS) + 1)]
     found = [
-        Violation("initial mapping", "outside of the range that was planned", int(row["vpn"]) << 12)
+        Violation(
+            "initial mapping",
+            "outside of the range that was planned",
+            int(row["vpn"]) << PAGE_SHIFT,
+        )
         for row in outside
     ]
     low = np.where(column(leaves, "step") < 0, column(leaves, "pfn") - nr + 1, leaves["pfn"])

@@ -27,6 +27,7 @@ from xenpt.abi import (
     PTE_PSE,
     PTE_RW,
     TABLE_SHIFT,
+    XEN_SLOTS,
 )
 from xenpt.errors import RefusedError
 from xenpt.extents import P2M
@@ -244,7 +245,7 @@ class PageTables:
             words = self.memory.words(mfn)  # validation below may have moved the arena
             words[slot] = entries.adjust_one(entry, level)
         if level == LEVELS:  # init_xen_l4_slots(): Xen's own entries, which are empty here
-            words[entries.XEN_SLOTS.start : entries.XEN_SLOTS.stop] = 0
+            words[XEN_SLOTS.start : XEN_SLOTS.stop] = 0
 
     def _demote(self, mfn: int, level: int) -> None:
         self.work.devalidated[level] += 1
