@@ -36,7 +36,7 @@ def without_matplotlib(monkeypatch):
     "arguments",
     [
         ("plan", "1G"),
-        ("boot", "1G"),
+        ("boot", "256M"),
         ("sweep", "--memory", "1G..2G"),
         ("capacity", "--host", "64G"),
         ("capacity", "--host", "1T,2T", "--guests", "4x64G"),

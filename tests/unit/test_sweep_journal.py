@@ -144,7 +144,8 @@ def test_full_disk_is_one_line(path, monkeypatch):
 
 # --- The process is killed -----------------------------------------------------------------------
 
-MANY = ",".join(f"{size}M" for size in range(2048, 2048 + 200 * 64, 64))
+NR_ROWS = 100
+MANY = ",".join(f"{2048 + 64 * i}M" for i in range(NR_ROWS))
 
 
 def command(*arguments):
@@ -153,7 +154,7 @@ def command(*arguments):
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    """The 200 rows of a sweep that nobody stopped, as JSON Lines."""
+    """The rows of a sweep that nobody stopped, as JSON Lines."""
     path = tmp_path_factory.mktemp("whole") / "rows.jsonl"
     subprocess.run(command("-o", str(path)), check=True, timeout=60)
     assert [file.name for file in path.parent.iterdir()] == ["rows.jsonl"]
@@ -174,9 +175,9 @@ def test_killed_sweep_goes_on_with_the_same_rows(tmp_path, uninterrupted, number
     assert process.returncode == -number
     assert not path.exists()
     nr_rows = journal.read_bytes().count(b"\n")
-    assert 5 <= nr_rows < 200
+    assert 5 <= nr_rows < NR_ROWS
     if number != signal.SIGKILL:
-        assert f"{nr_rows} of 200 rows are in {journal}: --resume goes on from there" in said
+        assert f"{nr_rows} of {NR_ROWS} rows are in {journal}: --resume goes on from there" in said
         assert "Traceback" not in said
     with open(journal, "ab") as torn:
         torn.write(journal.read_bytes()[:300])  # as if it had been killed while writing

@@ -17,7 +17,7 @@ MIB, GIB = 1 << 8, 1 << 18  # pages
 
 def work_of(*, profile="v6.1", e820=None, **settings):
     plan = plan_dom0(default_kernel(), Host(e820=e820), **settings)
-    boot = Boot(build(plan), rules=PROFILES[profile], e820=e820).run()
+    boot = Boot(build(plan), rules=PROFILES[profile], e820=e820, check=False).run()
     return {result.name: result.work for result in boot.results}
 
 
