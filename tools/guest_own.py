@@ -11,15 +11,14 @@ before, less those while it is there, less its memory, is the figure. Needs apt,
 import re
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-packages = import_module("oracle.packages")
+packages, serial = import_module("oracle.packages"), import_module("oracle.serial")
+guestboot = import_module("oracle.guestboot")
 
 SECONDS = 1500  # that all of it may take
 #: What xl, its daemons and the program below are linked with; {} is the version of Xen.
@@ -62,27 +61,6 @@ for guest in {guests}; do
 done
 echo "@@ done"; poweroff -f
 """
-
-
-def entries(files: dict[str, bytes]) -> Iterator[tuple[str, int, bytes]]:
-    """(name, mode, contents) for an archive: folders before what is in them."""
-    folders = {str(parent) for name in files for parent in Path(name).parents} - {"."}
-    for folder in sorted(folders):
-        yield folder, 0o40755, b""
-    for name, contents in files.items():
-        yield name, 0o100755, contents
-    yield "TRAILER!!!", 0, b""
-
-
-def cpio(files: dict[str, bytes]) -> bytes:
-    """A newc archive."""
-    out = b""
-    for number, (name, mode, contents) in enumerate(entries(files), 1):
-        path = name.encode() + b"\0"
-        sizes = (number, mode, 0, 0, 1, 0, len(contents), 0, 0, 0, 0, len(path), 0)
-        head = b"070701" + b"".join(b"%08x" % size for size in sizes) + path
-        out += head + b"\0" * (-len(head) % 4) + contents + b"\0" * (-len(contents) % 4)
-    return out
 
 
 def unpack(names: list[str], folder: Path) -> Path:
@@ -128,7 +106,7 @@ def initrd(root: Path, xen: str, guests: list[str], folder: Path) -> bytes:
         kind, mib, vcpus = parts(guest)
         config = f'name="{key(guest)}"\ntype="{kind}"\nkernel="/k/vmlinuz"\nmemory={mib}\n'
         files[f"k/{key(guest)}.cfg"] = f"{config}vcpus={vcpus}\n".encode()
-    return cpio(files)
+    return bytes(guestboot.archive(files))
 
 
 def parts(guest: str) -> tuple[str, int, int]:
@@ -142,28 +120,6 @@ def key(guest: str) -> str:
     return guest.replace("/", "-")
 
 
-def boot(software: tuple[str, str], system: Path, folder: Path) -> str:
-    """The serial log, once all guests were there."""
-    log = folder / "serial.log"
-    log.touch()
-    machine = subprocess.Popen(
-        ["qemu-system-x86_64", "-accel", "tcg", "-cpu", "max,-smap,-smep,-la57,-pku", "-smp", "1",
-         "-nodefaults", "-display", "none", "-monitor", "none", "-no-reboot",
-         "-serial", f"file:{log}", "-m", "8G", "-machine", "pc,memory-backend=ram",
-         "-object", "memory-backend-ram,id=ram,reserve=off,size=8G", "-kernel", software[0],
-         "-append", "console=com1 com1=115200,8n1 loglvl=all bootscrub=0 dom0_mem=1G,max:1G",
-         "-initrd", f"{software[1]} console=hvc0 rdinit=/init,{system}"],
-        stdin=subprocess.DEVNULL,
-    )  # fmt: skip
-    end, text = time.monotonic() + SECONDS, ""
-    while "@@ done" not in text and time.monotonic() < end and machine.poll() is None:
-        time.sleep(2)
-        text = log.read_text("utf-8", "replace").replace("\r", "")
-    machine.terminate()
-    machine.wait()
-    return text
-
-
 def main() -> int:
     """Measure each guest of the command line."""
     guests = sys.argv[1:]
@@ -175,7 +131,14 @@ def main() -> int:
         root = unpack([*DEBS.format(xen).split(), linux], folder)
         system = folder / "initrd"
         system.write_bytes(initrd(root, xen, guests, folder))
-        log = boot((software.xen, software.linux), system, folder)
+        log = serial.serial_log(
+            software.xen,
+            f"{software.linux} console=hvc0 rdinit=/init,{system}",
+            "dom0_mem=1G,max:1G",
+            memory="8G",
+            until="@@ done",
+            seconds=SECONDS,
+        )
     for guest in guests:
         free = [
             re.search(rf"@@ {key(guest)} {when}\n(?:.*\n)*?free=(\d+)", log)

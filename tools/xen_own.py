@@ -9,13 +9,9 @@ dom0 is all that there is: RAM less both tables less dom0 is Xen's own.
 """
 
 import re
-import subprocess
 import sys
-import time
 from importlib import import_module
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -23,33 +19,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from xenpt.dom0size import host_memory  # noqa: E402
 from xenpt.inputs.config import parse_e820  # noqa: E402
 
-packages = import_module("oracle.packages")
+packages, serial = import_module("oracle.packages"), import_module("oracle.serial")
+CPU = import_module("oracle.machine").CPU
 SECONDS = 300  # that one boot may take
 ALLOCATED = re.compile(r"Dom0 alloc\.:\s+([0-9a-f]+)->([0-9a-f]+) \((\d+) pages")
-
-
-def boot(software: Any, memory: str, cpus: str, cpu: str) -> str:
-    """The serial log up to Xen's lines about dom0."""
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "serial.log"
-        path.touch()
-        command = [
-            "qemu-system-x86_64", "-accel", "tcg", "-cpu", cpu, "-smp", cpus, "-nodefaults",
-            "-display", "none", "-monitor", "none", "-no-reboot", "-serial", f"file:{path}",
-            "-m", memory, "-machine", "pc,memory-backend=ram",
-            "-object", f"memory-backend-ram,id=ram,reserve=off,size={memory}",
-            "-kernel", software.xen, "-initrd", software.linux,
-            "-append", "console=com1 com1=115200,8n1 loglvl=all bootscrub=0 dom0_mem=100T",
-        ]  # fmt: skip
-        machine = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-        end = time.monotonic() + SECONDS
-        log = ""
-        while "TOTAL:" not in log and time.monotonic() < end and machine.poll() is None:
-            time.sleep(1)
-            log = path.read_text("utf-8", "replace").replace("\r", "")
-        machine.terminate()
-        machine.wait()
-        return log
 
 
 def main() -> int:
@@ -57,8 +30,10 @@ def main() -> int:
     software = packages.fetch()
     for host in sys.argv[1:]:
         memory, cpus, pages = host.split("/") + ["1", ""][host.count("/") :]
-        cpu = "max,-smap,-smep,-la57,-pku" + (",-pdpe1gb" if pages == "no-1g" else "")
-        log = boot(software, memory, cpus, cpu)
+        log = serial.serial_log(
+            software.xen, software.linux, "dom0_mem=100T", memory=memory, until="TOTAL:",
+            seconds=SECONDS, cpu=CPU + (",-pdpe1gb" if pages == "no-1g" else ""), cpus=cpus,
+        )  # fmt: skip
         found = ALLOCATED.search(log)
         if not found:
             print(f"{host}: no dom0: {log[-200:]!r}")

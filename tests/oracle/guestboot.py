@@ -91,7 +91,7 @@ def build_guests(
     """Boot a dom0 and have it build the guests, one after the other."""
     program = _compiled(toolstack)
     look = Elf(program, _SOURCE).symbols(("look",))["look"]
-    initrd = _archive(_files(guests, program, software, toolstack))
+    initrd = archive(_files(guests, program, software, toolstack))
     with locked(), tempfile.TemporaryDirectory(prefix="xenpt-oracle-") as folder:
         started = time.monotonic()
         with Machine(software, _DOM0, Path(folder), initrd=initrd, plugin=False) as machine:
@@ -179,7 +179,7 @@ def ramdisk_name(guest: Guest) -> str:
     return f"{guest.name}.ramdisk"
 
 
-def _archive(files: Mapping[str, bytes]) -> bytes:
+def archive(files: Mapping[str, bytes]) -> bytes:
     """A file system for Linux to unpack: cpio, format "newc"."""
     folders = {str(folder) for name in files for folder in PurePosixPath(name).parents} - {"."}
     entries = [(folder, 0o40755, b"") for folder in sorted(folders)]

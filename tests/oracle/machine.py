@@ -20,7 +20,7 @@ from xenpt.inputs.files import read_file
 
 QEMU = "qemu-system-x86_64"
 #: With SMAP on, QEMU's emulation lets dom0 die; five levels and keys are of no use to a PV guest.
-_CPU = "max,-smap,-smep,-la57,-pku"
+CPU = "max,-smap,-smep,-la57,-pku"
 _OVER = re.compile(
     r"^.*(?:Panic on CPU|Hardware Dom0 (?:crashed|shutdown|halted)|Kernel panic - not syncing"
     r"|domain_crash called|Reboot in |Manual reset required).*$",
@@ -190,7 +190,7 @@ def _command(
     if case.below_4g:
         machine += f",max-ram-below-4g={case.below_4g}"
     return [
-        QEMU, "-accel", "tcg", "-cpu", case.cpu or _CPU, "-smp", "1", "-nodefaults",
+        QEMU, "-accel", "tcg", "-cpu", case.cpu or CPU, "-smp", "1", "-nodefaults",
         "-display", "none", "-monitor", "none", "-no-reboot",
         "-serial", f"file:{folder / 'serial.log'}", "-m", f"{memory.nr_bytes >> 20}M",
         "-machine", machine,

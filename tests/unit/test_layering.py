@@ -9,6 +9,7 @@ import ast
 import re
 import sys
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -81,11 +82,16 @@ def imported(module: str, tree: ast.AST) -> set[str]:
     return names
 
 
+@cache
+def parsed(module: str) -> ast.Module:
+    return ast.parse(PYTHON_SOURCES[module].read_text(encoding="utf-8"))
+
+
+@cache
 def own_imports(module: str) -> set[str]:
     """Modules of xenpt that `module` imports: the longest part of each name that is one."""
-    tree = ast.parse(PYTHON_SOURCES[module].read_text(encoding="utf-8"))
     found = set()
-    for name in imported(module, tree):
+    for name in imported(module, parsed(module)):
         root, *parts = name.split(".")
         while root == "xenpt" and ".".join(parts) not in SOURCES:
             parts.pop()
@@ -123,9 +129,9 @@ def test_no_modules_import_each_other_in_a_ring():
 
 @pytest.mark.parametrize("module", sorted(PYTHON_SOURCES))
 def test_only_numpy_and_rich_are_imported_when_a_module_is(module):
-    tree = ast.parse(PYTHON_SOURCES[module].read_text(encoding="utf-8"))
-    tree.body = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
-    roots = {name.split(".")[0] for name in imported(module, tree)}
+    at_top = [n for n in parsed(module).body if isinstance(n, ast.Import | ast.ImportFrom)]
+    found = imported(module, ast.Module(at_top, type_ignores=[]))
+    roots = {name.split(".")[0] for name in found}
     assert roots - sys.stdlib_module_names - CORE_DEPENDENCIES <= {"xenpt"}
 
 
@@ -133,7 +139,7 @@ def test_only_numpy_and_rich_are_imported_when_a_module_is(module):
 def test_only_report_and_cli_print(module):
     if row_of(module) in PRINTING_ROWS:
         return
-    tree = ast.parse(PYTHON_SOURCES[module].read_text(encoding="utf-8"))
+    tree = parsed(module)
     calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
     assert not [f.lineno for f in calls if isinstance(f, ast.Name) and f.id == "print"]
     assert not {name for name in imported(module, tree) if name.split(".")[0] == "rich"}

@@ -131,10 +131,10 @@ def test_large_leaves_are_walked_as_tables_until_v4_18():
 
 def test_unpinning_what_linux_did_not_pin_is_a_bug_and_so_is_the_reverse():
     """SPEC H5, E5: Linux knows its own tables by their address alone."""
-    assert "unpin of a table never pinned" in boot(GIB, V6_1, init_p2m=2 << 39).panic
+    assert "unpin of a table never pinned" in boot(GIB // 4, V6_1, init_p2m=2 << 39).panic
     e820 = [Ram(0, 0x8000000), Ram(0x8100000, 2 << 30)]
     rules = replace(V6_1, cleanup=replace(V6_1.cleanup, unpin_relocated=False))
-    assert "a pinned page table" in boot(GIB, rules, e820=e820).panic
+    assert "a pinned page table" in boot(GIB // 4, rules, e820=e820).panic
 
 
 def test_xenpt_boot_warns(capsys):
