@@ -5,7 +5,8 @@ import numpy as np
 import numpy.typing as npt
 
 from xenpt.abi import ENTRIES, L1_PROT_DOM0, LEVELS, TABLE_PROT
-from xenpt.extents import P2M, Mapping, make_runs
+from xenpt.extents import Mapping, make_runs
+from xenpt.p2m import P2M
 
 FLAGS = L1_PROT_DOM0
 BASE_VPN = 0xFFFF888000000000 >> 12

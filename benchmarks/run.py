@@ -30,10 +30,11 @@ from vol3 import volatility_rate
 from xenpt import _core
 from xenpt.abi import PTE_RW
 from xenpt.engine import mark_read_only
-from xenpt.extents import P2M, Mapping
+from xenpt.extents import Mapping
 from xenpt.image import Pages, PageTableImage, materialise, new_arena
 from xenpt.inputs.kernel import default_kernel
 from xenpt.linux import Boot
+from xenpt.p2m import P2M
 from xenpt.plan import plan_dom0
 from xenpt.stream import StreamResult, stream
 from xenpt.xen.dom0 import build

@@ -8,8 +8,9 @@ import pytest
 
 from xenpt.abi import ENTRIES, L1_PROT_DOM0, PTE_PSE, TABLE_PROT
 from xenpt.engine import WalkRules, map_on_demand, mark_read_only, walk_to_free
-from xenpt.extents import P2M, Mapping, make_runs
+from xenpt.extents import Mapping, make_runs
 from xenpt.image import materialise, new_arena
+from xenpt.p2m import P2M
 from xenpt.stream import stream
 
 GIB = 1 << 18

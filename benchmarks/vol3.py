@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from guests import direct_map
 
-from xenpt.extents import P2M
 from xenpt.image import materialise
+from xenpt.p2m import P2M
 
 NR_PAGES = 1 << 18
 

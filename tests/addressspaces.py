@@ -13,11 +13,11 @@ import numpy as np
 from linuxcases import Frames, boot_of, reserve_unmodelled, version
 
 from xenpt.abi import ENTRIES, LEVELS, PAGE_SHIFT, XEN_SLOTS
-from xenpt.extents import P2M
 from xenpt.image import PageTableImage
 from xenpt.inputs.config import Ram
 from xenpt.linux import Boot, Stage
 from xenpt.linux.addressspace import address_space
+from xenpt.p2m import P2M
 
 STAGES = {
     "setup": Stage.SETUP_KERNEL_PAGETABLE,

@@ -14,7 +14,7 @@ from xenpt.abi import (
     PGT_VALIDATED,
     PGT_WRITABLE_PAGE,
 )
-from xenpt.extents import P2M
+from xenpt.p2m import P2M
 from xenpt.xen.adopt import frames_of, machine_of
 from xenpt.xen.checked import CheckedMachine
 from xenpt.xen.frames import FrameTable

@@ -8,7 +8,8 @@ from hypothesis.strategies import DrawFn, SearchStrategy
 
 from xenpt.abi import ENTRIES, L1_PROT_DOM0, PTE_DIRTY, PTE_PSE, PTE_RW
 from xenpt.engine import map_on_demand, place_tables
-from xenpt.extents import P2M, Mapping, Runs, coalesce, make_runs
+from xenpt.extents import Mapping, Runs, coalesce, make_runs
+from xenpt.p2m import P2M
 
 FLAGS = [L1_PROT_DOM0, L1_PROT_DOM0 & ~PTE_RW, L1_PROT_DOM0 | PTE_DIRTY]
 #: Places of a mapping: low, across a 2 MiB, a 1 GiB and a 512 GiB border, INIT_P2M, the kernel's.

@@ -33,7 +33,6 @@ from xenpt.engine import FreeWalk, WalkRules
 from xenpt.errors import MappingError
 from xenpt.extents import (
     EMPTY,
-    P2M,
     RUN,
     Frames,
     Ints,
@@ -49,6 +48,7 @@ from xenpt.extents import (
     tables_of,
     words,
 )
+from xenpt.p2m import P2M
 from xenpt.room import require_room
 
 Pages = npt.NDArray[np.uint64]

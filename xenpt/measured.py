@@ -4,8 +4,8 @@
 from time import perf_counter
 from typing import Final
 
-from xenpt.extents import P2M
 from xenpt.image import materialise
+from xenpt.p2m import P2M
 from xenpt.xen.dom0 import Domain
 
 MAX_TABLES: Final = 1 << 14  # 64 MiB of words; a list of more tables is not worth the wait

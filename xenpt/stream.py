@@ -21,7 +21,6 @@ from xenpt.abi import ENTRIES, LEVELS, PAGE_SHIFT, PTE_RW, TABLE_SHIFT
 from xenpt.engine import mark_read_only
 from xenpt.errors import MappingError
 from xenpt.extents import (
-    P2M,
     RUN,
     Mapping,
     Ranges,
@@ -33,6 +32,7 @@ from xenpt.extents import (
     words,
 )
 from xenpt.image import materialise, new_arena
+from xenpt.p2m import P2M
 
 #: Tables of a window: 32 KiB, which the first-level cache of current processors (48 KiB) holds.
 WINDOW_TABLES = 8

@@ -9,8 +9,8 @@ from goldenmachine import domu_p2m, host_of
 from goldenplan import entry_plan
 
 from xenpt.abi import PAGE_SHIFT, PTE_MFN_MASK, PTE_PRESENT, PTE_RW
-from xenpt.extents import P2M
 from xenpt.image import PageTableImage
+from xenpt.p2m import P2M
 from xenpt.xen.audit import check_image
 from xenpt.xen.dom0 import build
 from xenpt.xen.domu import build_domu

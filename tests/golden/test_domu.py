@@ -14,9 +14,9 @@ from domucases import domu_plan, synthetic
 from xenpt import abi
 from xenpt.abi import round_up
 from xenpt.domuplan import plan_domu
-from xenpt.extents import P2M
 from xenpt.image import materialise
 from xenpt.inputs.config import Host
+from xenpt.p2m import P2M
 from xenpt.xen.domu import Domu, build_domu, populate_calls
 
 CASES = goldendata.cases("domu")

@@ -10,8 +10,8 @@ import pytest
 from goldenplan import entry_plan
 
 from xenpt import abi
-from xenpt.extents import P2M
 from xenpt.image import materialise
+from xenpt.p2m import P2M
 from xenpt.xen.dom0 import Domain, build
 
 CASES = goldendata.cases("oracle", dump="entry")

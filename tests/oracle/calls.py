@@ -26,7 +26,7 @@ from xenpt.abi import (
     PTE_USER,
     table_slot,
 )
-from xenpt.extents import P2M
+from xenpt.p2m import P2M
 from xenpt.xen.hypercalls import Call
 
 OPS = {

@@ -28,12 +28,12 @@ from xenpt.abi import (
     START_INFO_64,
     table_slot,
 )
-from xenpt.extents import P2M
 from xenpt.image import materialise
 from xenpt.inputs.config import Host, parse_e820
 from xenpt.inputs.kernel import Kernel
 from xenpt.linux import Boot, Stage, StageResult
 from xenpt.linux.addressspace import address_space
+from xenpt.p2m import P2M
 from xenpt.plan import Plan, plan_dom0
 from xenpt.xen.dom0 import Domain, build
 

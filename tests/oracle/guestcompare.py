@@ -27,10 +27,10 @@ from oracle.memory import XEN_SLOTS
 from xenpt.abi import PAGE_SHIFT, START_INFO_32, START_INFO_64
 from xenpt.domuplan import DomuPlan, plan_domu
 from xenpt.domutables import ENDLESS
-from xenpt.extents import P2M
 from xenpt.inputs.config import Host
 from xenpt.inputs.initrd import Initrd, read_initrd
 from xenpt.inputs.kernel import Kernel, kernel_from_bytes
+from xenpt.p2m import P2M
 from xenpt.xen.domu import Domu, build_domu
 
 CMD_LINE = "console=hvc0 root=/dev/xvda1 ro"

@@ -18,8 +18,8 @@ from oracle.memory import Table
 from oracle.observe import RECORD, STOPS, Observation, Records, without_restarts
 
 from xenpt.abi import START_INFO_64
-from xenpt.extents import P2M
 from xenpt.linux import Stage
+from xenpt.p2m import P2M
 
 #: Phase of a trace by stage.
 PHASES = {

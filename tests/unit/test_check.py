@@ -8,10 +8,11 @@ import pytest
 
 from xenpt.abi import L1_PROT_DOM0, PAGE_SHIFT, PTE_PSE, PTE_RW, PTE_USER, TABLE_PROT
 from xenpt.domuplan import plan_domu
-from xenpt.extents import P2M, Mapping, expand, make_runs
+from xenpt.extents import Mapping, expand, make_runs
 from xenpt.image import materialise
 from xenpt.inputs.config import Host
 from xenpt.inputs.kernel import Kernel, default_kernel
+from xenpt.p2m import P2M
 from xenpt.plan import plan_dom0
 from xenpt.xen.audit import check_image
 from xenpt.xen.check import Mapped, RuleError, violations

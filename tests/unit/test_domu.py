@@ -10,10 +10,10 @@ from domucases import patched, synthetic
 from xenpt.abi import INVALID_P2M_ENTRY
 from xenpt.domuplan import plan_domu
 from xenpt.errors import PanicError
-from xenpt.extents import P2M
 from xenpt.image import materialise
 from xenpt.inputs.config import Host
 from xenpt.inputs.kernel import default_kernel
+from xenpt.p2m import P2M
 from xenpt.units import pages
 from xenpt.xen.domu import build_domu, populate_calls
 

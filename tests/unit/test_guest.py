@@ -17,9 +17,10 @@ from xenpt.abi import (
     XENMEM_DECREASE_RESERVATION,
 )
 from xenpt.errors import RefusedError
-from xenpt.extents import IDENTITY, P2M
+from xenpt.extents import IDENTITY
 from xenpt.inputs.config import Host, Ram
 from xenpt.inputs.kernel import default_kernel
+from xenpt.p2m import P2M
 from xenpt.plan import plan_dom0
 from xenpt.xen.dom0 import build
 from xenpt.xen.guest import Guest

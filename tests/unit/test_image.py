@@ -6,8 +6,9 @@ import pytest
 from xenpt.abi import L1_PROT_DOM0, PTE_PSE, PTE_RW, TABLE_PROT, XEN_SLOTS
 from xenpt.engine import WalkRules, map_on_demand, walk_to_free
 from xenpt.errors import EntryError, MappingError
-from xenpt.extents import P2M, Mapping, make_runs
+from xenpt.extents import Mapping, make_runs
 from xenpt.image import PageTableImage, materialise, new_arena
+from xenpt.p2m import P2M
 
 PAGE = L1_PROT_DOM0
 BASE = 0x8000000000

@@ -24,7 +24,7 @@ ROWS = (
         "plan", "arrangement", "layout", "listshape", "dom0size", "eras", "panics", "heaprequests",
         "builderfaults", "domuplan", "domulayout", "domutables", "domueras",
     ),
-    ("extents", "image", "engine", "stream"),
+    ("extents", "p2m", "image", "engine", "stream"),
     ("xen", "xen.*"),
     ("linux", "linux.*"),
     (

@@ -3,7 +3,8 @@ import pytest
 
 from xenpt.abi import L1_PROT_DOM0, TABLE_PROT
 from xenpt.errors import MappingError
-from xenpt.extents import P2M, Mapping, make_runs
+from xenpt.extents import Mapping, make_runs
+from xenpt.p2m import P2M
 from xenpt.stream import CHUNK_ENTRIES, stream
 
 DIRECT_MAP = 0xFFFF888000000000 >> 12

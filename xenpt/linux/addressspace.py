@@ -29,7 +29,6 @@ from xenpt.engine import mark_read_only
 from xenpt.extents import (
     EMPTY,
     IDENTITY,
-    P2M,
     Mapping,
     Runs,
     clip,
@@ -45,6 +44,7 @@ from xenpt.linux.directmap import KERNEL_PTE, kernel_ro_pte
 from xenpt.linux.memblock import Regions
 from xenpt.linux.pagetable import initial_l1, static_tables
 from xenpt.linux.state import BootState
+from xenpt.p2m import P2M
 
 #: Entries of such frames: Xen makes memory of devices uncached.
 _IO_PTE = KERNEL_PTE | PTE_PWT | PTE_PCD

@@ -2,7 +2,7 @@
 """Builders of PV guests: a plan becomes page tables, a P->M list and start_info."""
 
 from xenpt.domuplan import DomuPlan
-from xenpt.extents import P2M
+from xenpt.p2m import P2M
 from xenpt.plan import Plan
 from xenpt.xen.dom0 import Domain
 from xenpt.xen.dom0 import build as build_dom0

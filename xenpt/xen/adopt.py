@@ -22,7 +22,8 @@ from xenpt.abi import (
     PTE_PSE,
     PTE_RW,
 )
-from xenpt.extents import P2M, column
+from xenpt.extents import column
+from xenpt.p2m import P2M
 from xenpt.xen import entries
 from xenpt.xen.checked import CheckedMachine
 from xenpt.xen.entries import entry_mfn, present_slots

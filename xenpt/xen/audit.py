@@ -18,8 +18,9 @@ from xenpt.abi import (
     TABLE_SHIFT,
     XEN_SLOTS,
 )
-from xenpt.extents import P2M, Ranges, Runs, clip, column, join_ranges, run_array
+from xenpt.extents import Ranges, Runs, clip, column, join_ranges, run_array
 from xenpt.image import UPPER_HALF, PageTableImage
+from xenpt.p2m import P2M
 from xenpt.xen.check import Mapped, Violation, violations
 
 FLAGS = np.uint64(~PTE_MFN_MASK & (1 << 64) - 1)

@@ -16,9 +16,10 @@ from xenpt import abi
 from xenpt.abi import L2_SIZE, L3_SHIFT, PAGE_SHIFT, PAGE_SIZE, TABLE_SHIFT
 from xenpt.engine import map_on_demand
 from xenpt.errors import PanicError
-from xenpt.extents import P2M, Mapping, Runs, coalesce, expand, make_runs
+from xenpt.extents import Mapping, Runs, coalesce, expand, make_runs
 from xenpt.heaprequests import NO_CHUNK, NO_LIST, NO_REST, blocks_left
 from xenpt.listshape import leaf_runs
+from xenpt.p2m import P2M
 from xenpt.plan import Plan
 from xenpt.xen.check import RuleError, Violation
 from xenpt.xen.heap import Heap

@@ -19,7 +19,8 @@ from xenpt.domuplan import DomuPlan
 from xenpt.domutables import TableMap, in_xen_slots, overwritten
 from xenpt.engine import clear
 from xenpt.errors import PanicError
-from xenpt.extents import P2M, Mapping, clip, coalesce, make_runs, sort_tables
+from xenpt.extents import Mapping, clip, coalesce, make_runs, sort_tables
+from xenpt.p2m import P2M
 from xenpt.room import require_room
 from xenpt.xen.dom0 import Domain
 from xenpt.xen.heap import Heap

@@ -24,9 +24,10 @@ from xenpt.abi import (
     round_up,
 )
 from xenpt.errors import RefusedError
-from xenpt.extents import IDENTITY, P2M, Frames, Ranges, column, join_ranges
+from xenpt.extents import IDENTITY, Frames, Ranges, column, join_ranges
 from xenpt.image import materialise
 from xenpt.inputs.config import USABLE, Ram
+from xenpt.p2m import P2M
 from xenpt.units import GIB_PAGES
 from xenpt.xen.adopt import frames_of, machine_of
 from xenpt.xen.dom0 import Domain

@@ -10,7 +10,8 @@ import numpy as np
 from xenpt.abi import INVALID_P2M_ENTRY, LEVELS, PAGE_SHIFT, PTE_RW, VPN_END
 from xenpt.domuplan import DomuPlan
 from xenpt.errors import MappingError
-from xenpt.extents import P2M, Mapping, Runs, column, entry_pages, expand, join_ranges
+from xenpt.extents import Mapping, Runs, column, entry_pages, expand, join_ranges
+from xenpt.p2m import P2M
 from xenpt.plan import Plan
 from xenpt.xen.check import Mapped, Pairs, Violation, violations
 

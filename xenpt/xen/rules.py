@@ -30,7 +30,7 @@ from xenpt.abi import (
     XEN_SLOTS,
 )
 from xenpt.errors import RefusedError
-from xenpt.extents import P2M
+from xenpt.p2m import P2M
 from xenpt.xen import entries
 from xenpt.xen.entries import bad_flags, entry_mfn, present_slots
 from xenpt.xen.frames import FrameTable
