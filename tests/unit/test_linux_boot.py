@@ -28,7 +28,7 @@ def costs(nr_pages, rules=V6_1, **boot):
 
 
 def test_stages_have_their_names_and_order():
-    assert [r.name for r in Boot(domain(GIB)).run().results] == [
+    assert [r.name for r in Boot(domain(GIB // 4)).run().results] == [
         "setup_kernel_pagetable",
         "memory_setup",
         "init_mem_mapping",
@@ -244,9 +244,9 @@ def test_what_is_freed_is_no_more_reserved_and_nothing_else_changes():
 
 
 def test_run_to_goes_on_where_it_stopped():
-    boot = Boot(domain(GIB)).run_to(Stage.MEMORY_SETUP)
+    boot = Boot(domain(GIB // 4)).run_to(Stage.MEMORY_SETUP)
     assert len(boot.run_to(Stage.MEMORY_SETUP).results) == 2
-    assert boot.run().cost == Boot(domain(GIB)).run().cost
+    assert boot.run().cost == Boot(domain(GIB // 4)).run().cost
     assert len(boot.run().results) == 7
 
 
@@ -430,7 +430,7 @@ def test_later_profiles_are_not_modelled_as_auto_translated_guests():
 
 
 def test_moves_are_known_after_the_stage_that_makes_them():
-    boot = Boot(domain(GIB))
+    boot = Boot(domain(GIB // 4))
     assert set(boot.moves.values()) == {None}
     assert boot.run_to(Stage.MEMORY_SETUP).moves["remapped_pages"] == 0
     assert boot.moves["list_area_bytes"] is None

@@ -270,7 +270,7 @@ def test_the_time_line_has_every_stage(pictures):
 
 def test_a_stage_that_was_never_measured_has_no_time():
     """A list inside of the initial mapping: its free is another one than that of the constants."""
-    boot = Boot(build(dom0("1G", kernel=replace(KERNEL, init_p2m=None)))).run()
+    boot = Boot(build(dom0("256M", kernel=replace(KERNEL, init_p2m=None)))).run()
     [free] = rows(timeline_picture(boot, MODEL), stage="p2m_free")
     assert (free["time"], free["in Xen"]) == ("never measured", "never measured")
     assert any(
