@@ -132,6 +132,16 @@ def test_a_list_in_the_last_l4_slot_is_out_of_reach():
             assert boot.results == []
 
 
+def test_tables_of_the_vmemmap_in_xens_own_mapping_keep_its_bits():
+    """Of little RAM below 4 GiB, they are taken from pages that Xen's L1 tables map."""
+    low = [Ram(0, 0x9FC00), Ram(1 << 20, 0x4C00000), Ram(0x9C45124, 16 << 30)]
+    built = domain(40000, init_p2m=None)
+    boot = Boot(built, rules=SEED, e820=low, max_reservation=40000, check=True).run()
+    assert boot.verdict == "boots"
+    tables = boot.state.vmemmap.tables
+    assert int(tables["pfn"].max()) < 0x4C00
+
+
 @pytest.mark.parametrize(
     "rules, vaddr, area",
     [
