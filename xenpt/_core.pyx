@@ -59,7 +59,7 @@ cdef area_t _places_area(const int64_t[::1] places) noexcept:
 
 
 cdef int _check_apart(area_t one, area_t other) except -1:
-    if one.start < other.end and other.start < one.end:
+    if (one.start < other.end) & (other.start < one.end):
         raise ValueError("what is written overlaps what is read")
     return 0
 
