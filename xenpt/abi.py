@@ -54,11 +54,8 @@ COMPAT_HYPERVISOR_VIRT_START: Final = 0xF580_0000  # lowest start of Xen's area,
 START_KERNEL_MAP: Final = 0xFFFF_FFFF_8000_0000  # Linux __START_KERNEL_map
 ISA_START_ADDRESS: Final = 0xA0000
 ISA_END_ADDRESS: Final = 0x100000
-UNSET: Final = (1 << 64) - 1  # libelf's mark of an absent address (SPEC D5)
 
 # --- p2m entries (Linux asm/xen/page.h) --------------------------------------------------------
-FOREIGN_FRAME_BIT: Final = 1 << 63
-IDENTITY_FRAME_BIT: Final = 1 << 62
 INVALID_P2M_ENTRY: Final = (1 << 64) - 1
 
 # --- Hypercalls (public/xen.h; SPEC E11) --------------------------------------------------------

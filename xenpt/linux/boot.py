@@ -18,6 +18,7 @@ from xenpt.abi import (
     pfn_up,
 )
 from xenpt.cost import Cost
+from xenpt.dom0size import MAX_PAGES
 from xenpt.errors import PanicError, RefusedError, UsageError
 from xenpt.extents import Mapping
 from xenpt.faults import Fault, Outcome
@@ -352,6 +353,8 @@ def initial_state(
         raise PanicError(plan.panic)
     _check_kernel(plan, rules)
     limit = plan.max_pages if max_reservation is None else max_reservation
+    if plan.nr_pages > MAX_PAGES:  # Xen's answer has no more bits; the arithmetic goes on
+        limit = max(limit, int(plan.nr_pages))
     return BootState(
         domain, rules, tuple(e820 or ()), limit, _initial_list(domain), _initrd(domain)
     )
