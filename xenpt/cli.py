@@ -263,7 +263,10 @@ def parser() -> Parser:
             )
             _add_kernel_options(command)
             _add_guest_options(command)
-            _add_fault_option(command)
+            if name == "report":
+                command.set_defaults(fault=[])
+            else:
+                _add_fault_option(command)
         if name == "boot":
             _add_engine_options(command)
         if name == "report":
