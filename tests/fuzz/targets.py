@@ -85,9 +85,7 @@ def _as_json(answer: answers.Answer) -> str:
 def _options(command: str) -> Namespace:
     words = command.split()
     if words[0] == "boot":
-        words.append(
-            "--no-check"
-        )  # a checked boot takes seconds under the fuzzer, and reads no more
+        words.append("--no-check")  # a checked boot takes seconds here, and reads no more
     return cli.parser().parse_args(words)
 
 
