@@ -40,8 +40,9 @@ def faults_of(options: Namespace) -> tuple[Fault, ...]:
         walked = options.command == "cleanup" and isinstance(fault, Corrupted)
         if options.command != "boot" and not of_host and not walked:
             raise UsageError(f"--fault {fault}: only for xenpt boot")
-    if getattr(options, "engine", "extents") == "stream" and faults:
-        raise UsageError("--engine stream: not with --fault")
+    engine = getattr(options, "engine", "extents")
+    if engine != "extents" and faults:
+        raise UsageError(f"--engine {engine}: not with --fault")
     return faults
 
 

@@ -8,7 +8,6 @@ What a second is made of stands with every second that is shown.
 
 import hashlib
 import json
-import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -22,6 +21,8 @@ from xenpt.inputs.files import read_file
 
 CONSTANTS: Final = "constants.toml"
 MAX_BYTES: Final = 1 << 20
+#: What a CPI, a clock or a number of instructions may be; no time made of them is infinite.
+LEAST, MOST = 1e-6, 1e12
 #: Every operation that has a constant, and what one of it is.
 OPERATIONS: Final = {
     "build": "Xen builds a dom0: all but its pages",
@@ -126,8 +127,8 @@ def time_model(
     if path is not None:
         model = _changed(model, read_file(path, limit=MAX_BYTES)[:], path)
     for name, value in (("cpi", cpi), ("ghz", ghz)):
-        if value is not None and not _is_positive(value):
-            raise UsageError(f"--{name} {value:g}: expected more than 0")
+        if value is not None and not _is_usable(value):
+            raise UsageError(f"--{name} {value:g}: expected {LEAST:g} to {MOST:g}")
     return replace(model, cpi=cpi or model.cpi, ghz=ghz or model.ghz)
 
 
@@ -158,7 +159,7 @@ def _changed(model: TimeModel, data: bytes, path: str | Path) -> TimeModel:
     for name, value in found.items():
         if name == "source" and isinstance(value, str):
             changes[name] = value
-        elif name in ("cpi", "ghz") and _is_positive(value):
+        elif name in ("cpi", "ghz") and _is_usable(value):
             changes[name] = float(value)
         else:
             raise InputError(path, f"{name}: unknown, or no value of it")
@@ -172,11 +173,12 @@ def _operations(found: dict[str, Any], path: str | Path) -> dict[str, Instructio
         if not isinstance(parts, dict) or set(parts) != {"linux", "xen"}:
             raise InputError(path, f"operations.{name}: expected {{linux = ..., xen = ...}}")
         for who, value in parts.items():
-            if value != 0 and not _is_positive(value):
-                raise InputError(path, f"operations.{name}.{who}: expected a number, 0 or more")
+            if value != 0 and not _is_usable(value):
+                expected = f"expected 0, or {LEAST:g} to {MOST:g}"
+                raise InputError(path, f"operations.{name}.{who}: {expected}")
     return {name: Instructions(**parts) for name, parts in found.items()}
 
 
-def _is_positive(value: object) -> bool:
+def _is_usable(value: object) -> bool:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value) and value > 0  # type: ignore[operator, arg-type]
+    return number and LEAST <= value <= MOST  # type: ignore[operator]

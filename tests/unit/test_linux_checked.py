@@ -66,6 +66,22 @@ def test_a_guest_that_is_too_large_is_refused_before_any_memory_is_taken():
         Boot(domain(1 << 34), check=True)
 
 
+def test_memory_that_linux_may_balloon_into_counts():
+    """Linux maps ten times its memory more where the host has it, unless max: says less."""
+    gib, host = 1 << 18, (Ram(0, 64 << 30),)
+
+    def boot(nr_gib, dom0_mem, **options):
+        plan = plan_dom0(default_kernel(), Host(e820=host), dom0_mem=dom0_mem)
+        assert plan.nr_pages == nr_gib * gib
+        return Boot(build(plan), e820=host, **options)
+
+    assert boot(1, "1G").checked is None
+    assert boot(1, "1G,max:1G").checked is not None
+    host = (Ram(0, 1 << 40),)
+    with pytest.raises(UsageError, match="--check: 330 GiB is more than 64 GiB"):
+        boot(30, "30G", check=True)
+
+
 def test_a_list_that_moves_is_built_under_the_rules():
     for rules in (V4_3, V6_1, V6_12):
         boot = Boot(domain(), rules=rules, e820=HOLE_OVER_THE_LIST, check=True).run()
