@@ -6,9 +6,17 @@ from dataclasses import dataclass
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 
-from xenpt.abi import ENTRIES, L1_PROT_DOM0, PTE_DIRTY, PTE_PSE, PTE_RW
-from xenpt.engine import map_on_demand, place_tables
-from xenpt.extents import Mapping, Runs, coalesce, make_runs
+from xenpt.abi import (
+    ENTRIES,
+    L1_PROT_DOM0,
+    LEVELS,
+    PTE_DIRTY,
+    PTE_PSE,
+    PTE_RW,
+    TABLE_PROT,
+)
+from xenpt.engine import map_on_demand
+from xenpt.extents import Mapping, Runs, coalesce, expand, make_runs, sort_tables
 from xenpt.p2m import P2M
 
 FLAGS = [L1_PROT_DOM0, L1_PROT_DOM0 & ~PTE_RW, L1_PROT_DOM0 | PTE_DIRTY]
@@ -57,11 +65,32 @@ def small_leaves(draw: DrawFn, base: int | None = None, lone: bool = False) -> t
     return coalesce(make_runs(rows)), pfn
 
 
+def tables_of_leaves(leaves: Runs, first_pfn: int, *, by_level: bool) -> Runs:
+    """Tables that small leaves need, root included, with consecutive frames from `first_pfn`.
+
+    :param by_level: in libxenguest's order (SPEC C6), else in that of the dom0 builder (SPEC B7)
+    """
+    first_use: dict[tuple[int, int], int] = {}
+    for vpn in expand(leaves)["vpn"].tolist():
+        for level in range(1, LEVELS + 1):
+            start = 0 if level == LEVELS else vpn >> 9 * level << 9 * level
+            first_use.setdefault((level, start), vpn)
+    order = sorted(
+        first_use,
+        key=lambda t: (t[0] < LEVELS, -t[0] if by_level else first_use[t], t[0], t[1]),
+    )
+    rows = [
+        (vpn, first_pfn + i, 1, 1, level, 0 if level == LEVELS else TABLE_PROT)
+        for i, (level, vpn) in enumerate(order)
+    ]
+    return sort_tables(make_runs(rows))
+
+
 @st.composite
 def scattered(draw: DrawFn) -> Host:
     """4 KiB leaves over scattered memory, tables in either builder's order."""
     leaves, nr_frames = draw(small_leaves())
-    tables = place_tables(leaves, nr_frames, by_level=draw(st.booleans()))
+    tables = tables_of_leaves(leaves, nr_frames, by_level=draw(st.booleans()))
     nr_pages = nr_frames + Mapping(leaves, tables).nr_tables()
     return Host(Mapping(leaves, tables), draw(p2ms(nr_pages)), nr_pages)
 

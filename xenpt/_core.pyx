@@ -59,7 +59,7 @@ cdef area_t _places_area(const int64_t[::1] places) noexcept:
 
 
 cdef int _check_apart(area_t one, area_t other) except -1:
-    if one.start < other.end and other.start < one.end:
+    if (one.start < other.end) & (other.start < one.end):
         raise ValueError("what is written overlaps what is read")
     return 0
 
@@ -972,9 +972,12 @@ cdef int64_t _stream(stream_t *s, uint64_t first, uint64_t last) noexcept nogil:
     while first < last:
         next_run = _next_entry(s, &s.entries, first)
         if next_run >= first + ENTRIES:  # nothing here: go on at the table that holds the next run
-            if next_run >= last:
-                return -1 if _next_entry(s, &s.expected, first) >= last else first
-            first = next_run & ~<uint64_t>(ENTRIES - 1)
+            next_run = next_run & ~<uint64_t>(ENTRIES - 1) if next_run < last else last
+            if _next_entry(s, &s.expected, first) < next_run:
+                return first
+            if next_run == last:
+                return -1
+            first = next_run
         n = last - first if last - first < <uint64_t>s.room else <uint64_t>s.room
         end = first + n
         _build_window(s, first, end)

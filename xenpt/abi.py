@@ -58,8 +58,6 @@ ISA_START_ADDRESS: Final = 0xA0000
 ISA_END_ADDRESS: Final = 0x100000
 
 # --- p2m entries (Linux asm/xen/page.h) --------------------------------------------------------
-FOREIGN_FRAME_BIT: Final = 1 << 63
-IDENTITY_FRAME_BIT: Final = 1 << 62
 INVALID_P2M_ENTRY: Final = (1 << 64) - 1
 
 # --- Hypercalls (public/xen.h; SPEC E11) --------------------------------------------------------

@@ -127,7 +127,10 @@ def parser() -> Parser:
             )
             _add_kernel_options(command)
             _add_guest_options(command)
-            _add_fault_option(command)
+            if name == "report":
+                command.set_defaults(fault=[])
+            else:
+                _add_fault_option(command)
         if name == "boot":
             _add_engine_options(command)
         if name == "report":
@@ -260,7 +263,8 @@ def _add_engine_options(command: Parser) -> None:
         "--check",
         action=argparse.BooleanOptionalAction,
         help="do each hypercall and store under Xen's rules, and compare every word, type and "
-        "count behind each stage; default: for guests up to 1 GiB (0.7 s); at most 64 GiB (42 s)",
+        "count behind each stage; default: up to 1 GiB (0.7 s), with what Linux may balloon into; "
+        "at most 64 GiB (42 s)",
     )
     engine.add_argument(
         "--threads", type=int, default=1, metavar="N", help="of the stream; default: 1"

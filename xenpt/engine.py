@@ -75,36 +75,6 @@ def map_on_demand(leaves: Runs, first_pfn: int, *, top: int = 3, existing: Runs 
     return mapping
 
 
-def place_tables(
-    leaves: Runs, first_pfn: int, *, top: int = LEVELS, by_level: bool = False
-) -> Runs:
-    """Tables that map `leaves`, with consecutive frames from `first_pfn` in the builder's order.
-
-    :param top: level of the highest table; 4 includes the root, which always comes first
-    :param by_level: False: of each address the lowest missing table first, as the hypervisor's
-        dom0 builder numbers them (L4, L1, L2, L3, L1, ...; SPEC B7); True: all tables of a level
-        before the next lower one, as libxenguest does (SPEC C6)
-    :returns: RUN array sorted by (level, vpn)
-    """
-    levels, vpns, order = [], [], []
-    for level in range(1, top + 1):
-        held = leaves[leaves["level"] <= level]
-        start, end = column(held, "vpn"), _ends(held)
-        vpn = _covering(start, end, level)
-        after = np.searchsorted(end, vpn, side="right")  # the run that holds vpn, or the next
-        first_use = np.maximum(vpn, start[after])
-        levels.append(np.full(len(vpn), level))
-        vpns.append(vpn)
-        order.append(np.full(len(vpn), -level) if by_level else first_use)
-    number, vpn, key = (np.concatenate(part) for part in (levels, vpns, order))
-    rank = np.lexsort((vpn, number, key, number != LEVELS))
-    tables = run_array(vpn, 0, 1, 1, number, np.where(number == LEVELS, 0, TABLE_PROT))
-    pfns = np.empty(len(tables), np.int64)
-    pfns[rank] = first_pfn + np.arange(len(tables))
-    tables["pfn"] = pfns
-    return sort_tables(tables)
-
-
 def _new_tables(pieces: Runs, top: int) -> npt.NDArray[np.bool_]:
     """Row k: whether each piece is the first in its table of level k + 1."""
     vpn, level = column(pieces, "vpn"), column(pieces, "level")
@@ -122,18 +92,6 @@ def _table_vpn(vpn: Ints, level: int) -> Ints:
     if level == LEVELS:
         return np.zeros_like(vpn)
     return (vpn >> (TABLE_SHIFT * level)) << (TABLE_SHIFT * level)
-
-
-def _covering(starts: Ints, ends: Ints, level: int) -> Ints:
-    """First page of each table of `level` that sorted, disjoint page ranges touch, once each."""
-    shift = TABLE_SHIFT * level
-    if level == LEVELS:
-        return np.zeros(min(len(starts), 1), np.int64)
-    first, last = starts >> shift, (ends - 1) >> shift
-    first[1:] = np.maximum(first[1:], np.maximum.accumulate(last)[:-1] + 1)
-    nr = np.maximum(last - first + 1, 0)
-    numbers = np.repeat(first - (np.cumsum(nr) - nr), nr) + np.arange(nr.sum())
-    return numbers << shift
 
 
 def _ends(runs: Runs, *, tables: bool = False) -> Ints:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from xenpt.errors import UsageError
 
-FIRST, LAST = (3, 0, 0), (4, 22, 0)  # releases that were looked at; newer ones behave as the last
+FIRST = (3, 0, 0)  # release looked at; the last is 4.22, and newer ones behave as that
 
 #: First release that unpacks a bzImage's payload of that codec; 4.1.5 got xz before 4.2 had it.
 PAYLOADS = {

@@ -36,8 +36,9 @@ def faults_of(options: Namespace) -> tuple[Fault, ...]:
         walked = options.command == "cleanup" and isinstance(fault, Corrupted)
         if options.command != "boot" and not is_of_host(fault) and not walked:
             raise UsageError(f"--fault {fault}: only for xenpt boot")
-    if getattr(options, "engine", "extents") == "stream" and faults:
-        raise UsageError("--engine stream: not with --fault")
+    engine = getattr(options, "engine", "extents")
+    if engine != "extents" and faults:
+        raise UsageError(f"--engine {engine}: not with --fault")
     return faults
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +18,7 @@ from xenpt.errors import InputError, UsageError, XenptError
 from xenpt.inputs.config import Host, read_e820
 from xenpt.inputs.kernel import Kernel
 from xenpt.linux import LinuxRules
-from xenpt.scenario import a_bool, a_text, parse_sizes, read_groups, values_of
+from xenpt.scenario import MAX_CASES, a_bool, a_text, parse_sizes, read_groups, values_of
 
 HOSTS: Final = "hosts"  # the TOML table of a group
 Dom0 = tuple[str | None, str | None]  # dom0_mem, or the name of a rule, or neither
@@ -112,7 +113,7 @@ def read_fleet(path: str | Path, *, kernel: Kernel, rules: LinuxRules) -> list[O
     found: list[Option] = []
     for position, group in enumerate(groups, 1):
         try:
-            found += _group_options(common | group, Path(path).parent, kernel, rules)
+            found += _group_options(common | group, Path(path).parent, kernel, rules, len(found))
         except XenptError as error:
             raise InputError(path, f"[[{HOSTS}]] {position}: {error}") from error
     return found
@@ -140,7 +141,7 @@ _KEYS: Final[dict[str, tuple[Callable[[object], Any], list[Any]]]] = {
 
 
 def _group_options(
-    group: dict[str, Any], folder: Path, kernel: Kernel, rules: LinuxRules
+    group: dict[str, Any], folder: Path, kernel: Kernel, rules: LinuxRules, nr_before: int
 ) -> list[Option]:
     given = {key: default for key, (_, default) in _KEYS.items()}
     for key, value in group.items():
@@ -151,6 +152,10 @@ def _group_options(
     maps += [{"e820": read_e820(folder / name)} for name in given["e820"]]
     if not maps or not given["guests"]:
         raise UsageError(f"{'guests' if maps else 'host or e820'} is missing")
+    axes = [maps, *(given[key] for key in ("xen", "bigmem", "guests", "type", "vcpus"))]
+    nr_dom0s = max(1, len(given["dom0_mem"]) + len(given["dom0_rule"]))
+    if nr_before + nr_dom0s * prod(map(len, axes)) > MAX_CASES:
+        raise UsageError(f"more than {MAX_CASES} combinations")
     hosts = [
         Host(xen=xen, bigmem=bigmem, **memory)
         for memory, xen, bigmem in product(maps, given["xen"], given["bigmem"])

@@ -188,7 +188,7 @@ class GuestPage:
         try:
             found = [occupancy(_booted(plan, self.rules)) for plan in plans.values()]
         except UsageError as error:
-            return Section("tables", title, {}, note=f"{error}.")
+            return Section("tables", title, {}, note=_sentence(error))
         return Section(
             "tables",
             title,
@@ -203,7 +203,12 @@ class GuestPage:
             picture = timeline_picture(_booted(self.plan, self.rules), self.model)
             return Section("boot", title, {(): picture})
         except UsageError as error:
-            return Section("boot", title, {}, note=f"{error}.")
+            return Section("boot", title, {}, note=_sentence(error))
+
+
+def _sentence(error: UsageError) -> str:
+    text = str(error)
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _booted(plan: Plan, rules: LinuxRules) -> Boot:

@@ -64,6 +64,11 @@ def identity() -> Row:
     return {"schema": SCHEMA, "xenpt": version(), "commit": commit()}
 
 
+def list_outside(row: Row) -> bool:
+    """Whether the P->M list of this row lies outside of the initial mapping."""
+    return bool(row["init_p2m"]) and row["nr_p2m_frames"] != 0
+
+
 def model_columns(model: TimeModel) -> Row:
     """The columns that say what a time model assumes."""
     return {

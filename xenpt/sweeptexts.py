@@ -7,7 +7,7 @@ from xenpt.listshape import LEAVES
 from xenpt.output import printable
 from xenpt.report import BAD, NOTE, TITLE, Line, Prose, Report, Table
 from xenpt.scenario import DEFAULT, FLAT
-from xenpt.sweeprow import Row
+from xenpt.sweeprow import Row, list_outside
 from xenpt.sweeptable import Sweep
 from xenpt.timing import TimeModel
 from xenpt.units import format_pages, format_seconds, format_size
@@ -67,10 +67,9 @@ def _title(row: Row) -> str:
         facts.append(f"kernel {row['kernel']}")
     if not row["init_p2m"]:
         facts.append("without INIT_P2M")
-    outside = row["nr_p2m_frames"] != 0
     facts.append(
         f"list in at most {LEAVES[row['p2m_leaf']]} pages"
-        if outside and row["init_p2m"]
+        if list_outside(row)
         else "list in the initial mapping"
     )
     if row["host_pages"] is not None and row["memory_pages"] is not None:

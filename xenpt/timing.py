@@ -8,7 +8,6 @@ What a second is made of stands with every second that is shown.
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -21,6 +20,8 @@ from xenpt.inputs.files import read_file
 from xenpt.inputs.tomltext import MAX_BYTES, parse_toml
 
 CONSTANTS: Final = "constants.toml"
+#: What a CPI, a clock or a number of instructions may be; no time made of them is infinite.
+LEAST, MOST = 1e-6, 1e12
 #: Every operation that has a constant, and what one of it is.
 OPERATIONS: Final = {
     "build": "Xen builds a dom0: all but its pages",
@@ -125,8 +126,8 @@ def time_model(
     if path is not None:
         model = _changed(model, read_file(path, limit=MAX_BYTES)[:], path)
     for name, value in (("cpi", cpi), ("ghz", ghz)):
-        if value is not None and not _is_positive(value):
-            raise UsageError(f"--{name} {value:g}: expected more than 0")
+        if value is not None and not _is_usable(value):
+            raise UsageError(f"--{name} {value:g}: expected {LEAST:g} to {MOST:g}")
     return replace(model, cpi=cpi or model.cpi, ghz=ghz or model.ghz)
 
 
@@ -154,7 +155,7 @@ def _changed(model: TimeModel, data: bytes, path: str | Path) -> TimeModel:
     for name, value in found.items():
         if name == "source" and isinstance(value, str):
             changes[name] = value
-        elif name in ("cpi", "ghz") and _is_positive(value):
+        elif name in ("cpi", "ghz") and _is_usable(value):
             changes[name] = float(value)
         else:
             raise InputError(path, f"{name}: unknown, or no value of it")
@@ -168,13 +169,14 @@ def _operations(found: dict[str, Any], path: str | Path) -> dict[str, Instructio
         if not isinstance(parts, dict) or set(parts) != {"linux", "xen"}:
             raise InputError(path, f"operations.{name}: expected {{linux = ..., xen = ...}}")
         for who, value in parts.items():
-            if value != 0 and not _is_positive(value):
-                raise InputError(path, f"operations.{name}.{who}: expected a number, 0 or more")
+            if value != 0 and not _is_usable(value):
+                expected = f"expected 0, or {LEAST:g} to {MOST:g}"
+                raise InputError(path, f"operations.{name}.{who}: {expected}")
     return {name: Instructions(**parts) for name, parts in found.items()}
 
 
-def _is_positive(value: object) -> TypeGuard[float]:
-    """A finite number above 0, and no truth value."""
+def _is_usable(value: object) -> TypeGuard[float]:
+    """A number, and no truth value, of which no infinite time is made."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return math.isfinite(value) and value > 0
+    return LEAST <= value <= MOST

@@ -84,7 +84,10 @@ def _as_json(answer: answers.Answer) -> str:
 
 
 def _options(command: str) -> Namespace:
-    return parser().parse_args(command.split())
+    words = command.split()
+    if words[0] == "boot":
+        words.append("--no-check")  # a checked boot takes seconds here, and reads no more
+    return parser().parse_args(words)
 
 
 def _file(*commands: str, made: Callable[[bytes], bytes] = bytes) -> Run:
@@ -122,6 +125,18 @@ def _scenario(data: bytes) -> None:
     FILE.write_bytes(data)
     for case in read_scenario(FILE):
         case.plan().as_dict()
+
+
+def _fleet() -> Run:
+    """The bytes as a file of hosts and guests."""
+    path = FILE.with_name("fleet.toml")
+    options = _options(f"capacity {path}")
+
+    def run(data: bytes) -> None:
+        path.write_bytes(data)
+        _answer(options)
+
+    return run
 
 
 def _journal() -> Run:
@@ -191,6 +206,29 @@ dom0_mem = ["2G,max:4G", "50%"]
 builder = "dom0"
 xen = "4.20"
 init_p2m = false
+"""
+FLEET = """\
+guests = ["40x512G", "5x2T"]
+[[hosts]]
+name = "new"
+host = ["1T..4T", "12T"]
+xen = ["4.16", "4.17"]
+bigmem = true
+[[hosts]]
+host = "2T"
+type = ["pv", "pvh"]
+vcpus = 8
+dom0_mem = "8G,max:8G"
+dom0_rule = ["qubes", "xen"]
+"""
+CONSTANTS = """\
+source = "mine"
+cpi = 0.5
+ghz = 3.29
+[operations]
+set_pte = {linux = 830.9, xen = 1014}
+[measured]
+host = "mine"
 """
 
 
@@ -295,6 +333,23 @@ TARGETS: dict[str, Target] = {
     ),
     "scenario": Target(
         _scenario, lambda: iter([SCENARIO.encode()]), ("[[guests]]", "memory", "dom0_mem", "e820")
+    ),
+    "fleet": Target(
+        _fleet(), lambda: iter([FLEET.encode()]),
+        ("[[hosts]]", "host", "guests", "dom0_rule", "e820"),
+    ),
+    "constants": Target(
+        _file("boot 1G --constants FILE"), lambda: iter([CONSTANTS.encode()]),
+        ("operations", "linux", "xen", "cpi", "ghz", "source", "build", "1e999", "nan", "inf"),
+    ),
+    "fault": Target(
+        _text("boot 1G --fault TEXT", "cleanup 1G --p2m-leaf 4k --fault TEXT"),
+        _texts(
+            "oom=xen:3\noom=linux:17", "fragmented=8:2", "refuse=9", "refuse=mmu_update:7",
+            "refuse=paging_init:2", "corrupt=1:0xffffffff84a02000:^1", "corrupt=1:0x8000004000:0",
+            "hole=0x4000:16", "e820=start_info", "e820=0x100000-0x200000",
+        ),
+        ("oom=", "xen:", "linux:", "corrupt=", "hole=", "e820=", "0x", "tables", "list"), 256,
     ),
     "rule": Target(
         _text("boot 1G --rule TEXT", "boot 1G --linux v4.1 --rule TEXT"),

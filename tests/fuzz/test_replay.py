@@ -79,6 +79,18 @@ HOSTILE = {
         f"dom0_mem = {json.dumps([f'{i}G' for i in range(1, 60)])}".encode(),
         "more than 100000 combinations",
     ),
+    "fleet-product": (
+        "fleet",
+        f'host = "4K..1P"\nguests = {json.dumps([f"{i}x1G" for i in range(1, 60)])}\n'
+        f"vcpus = {list(range(1, 60))}".encode(),
+        "more than 100000 combinations",
+    ),
+    "fleet-nested": ("fleet", f"host = {nested(3000)}".encode(), "not TOML"),
+    "constants-infinite": ("constants", b"cpi = inf", "cpi: unknown, or no value of it"),
+    "constants-digits": ("constants", b"cpi = " + b"9" * 5000, "not TOML"),
+    "constants-too-large": ("constants", b"cpi = " + b"9" * 400, "cpi: unknown"),
+    "fault-digits": ("fault", b"hole=0x" + b"f" * 5000, "hole"),
+    "fault-colours": ("fault", "hole=\u202e\x1b[2J".encode(), "expected hole"),
     "scenario-groups": ("scenario", SCENARIO.encode() + b"[[guests]]\n" * 3000, "size of dom0"),
     "log-escapes": ("log", FACT.encode() + b"\x1b]" * 32000, None),
     "log-glued": ("log", (FACT + " - " * 20000).encode(), None),

@@ -210,12 +210,14 @@ def test_stream(leaves, ranges, nr_tables, data):
     end = -(-int(entries["vpn"][-1] + entries["nr"][-1]) // ENTRIES) * ENTRIES
     flip = data.draw(st.sampled_from([(1 << 64) - 1, start, int(entries["vpn"][-1])]))
     use = data.draw(st.booleans())
+    lacks = data.draw(st.sampled_from([*range(len(entries)), None]))
+    held = entries if lacks is None else np.delete(entries, lacks)
 
     def call(twin):
         window = np.full((nr_tables, ENTRIES), 7, np.uint64)
         scratch, counts = np.zeros(nr_tables * ENTRIES, RUN), np.zeros(6, np.uint64)
         fault = twin.stream(
-            words(entries), words(entries), 1, start, end, window,
+            words(held), words(entries), 1, start, end, window,
             ranges if use else ranges[:0], PTE_RW, 0, flip, words(scratch), counts,
         )  # fmt: skip
         return fault, counts.tolist() if fault < 0 else None

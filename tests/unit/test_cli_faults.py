@@ -85,9 +85,11 @@ def test_an_emptied_entry_makes_the_first_walk_leak(capsys):
         (("cleanup", "1G", "--fault", "refuse=1"), "--fault refuse=1: only for xenpt boot"),
         (("cleanup", "1G", "--fault", "corrupt=1:0xffffffff81000000:0"), "only an L1 entry"),
         (("boot", "1G", "--engine", "stream", "--fault", "hole=1"), "--engine stream: not with"),
+        (("boot", "1G", "--engine", "packed", "--fault", "hole=1"), "--engine packed: not with"),
         (("boot", "1G", "--builder", "toolstack", "--fault", "fragmented=1"),
          "--fault fragmented=1:1: only for --builder dom0"),
         (("sweep", "--fault", "hole=1"), "unrecognized arguments: --fault"),
+        (("report", "--fault", "fragmented=8"), "unrecognized arguments: --fault"),
     ],
 )  # fmt: skip
 def test_bad_faults_are_one_line(capsys, arguments, line):

@@ -8,11 +8,10 @@ from xenpt.engine import (
     map_on_demand,
     mark_read_only,
     mark_writable,
-    place_tables,
     walk_to_free,
 )
 from xenpt.errors import MappingError
-from xenpt.extents import Mapping, expand, make_runs
+from xenpt.extents import Mapping, make_runs
 
 PAGE = L1_PROT_DOM0 | PTE_DIRTY
 LARGE = PAGE | PTE_PSE
@@ -70,30 +69,6 @@ def test_map_on_demand_interleaves_l1_tables_with_their_pages():
     mapping = p2m_list((1, 1025), first_pfn=0)
     assert mapping.leaves["pfn"].tolist() == [3, 516, 1029]
     assert mapping.tables[0].tolist() == (BASE_VPN, 2, 3, 513, 1, TABLE_PROT)
-
-
-def test_place_tables_in_the_order_of_the_dom0_builder():
-    # SPEC B7: L4, L1, L2, L3, L1, and L1, L2 at the next 1 GiB boundary.
-    vpn = (0xFFFFFFFF80000000 >> 12) + 512 * 510
-    leaves = make_runs([(vpn, 0, 1025, 1, 1, PAGE)])
-    tables = expand(place_tables(leaves, 900), tables=True)
-    order = sorted((int(t["pfn"]), int(t["level"])) for t in tables)
-    assert [level for _, level in order] == [4, 1, 2, 3, 1, 1, 2]
-    assert [pfn for pfn, _ in order] == list(range(900, 907))
-
-
-def test_place_tables_in_the_order_of_the_toolstack():
-    # SPEC C6: L4, all L3, all L2, all L1.
-    leaves = make_runs([(512 * 511, 0, 1024, 1, 1, PAGE)])
-    tables = expand(place_tables(leaves, 10, by_level=True), tables=True)
-    assert [int(t["level"]) for t in sorted(tables, key=lambda t: t["pfn"])] == [4, 3, 2, 2, 1, 1]
-
-
-def test_place_tables_skips_holes():
-    leaves = make_runs([(5, 0, 1, 1, 1, PAGE), (512 * 700 + 3, 9, 1, 1, 1, PAGE)])
-    tables = expand(place_tables(leaves, 0), tables=True)
-    by_pfn = [(int(t["level"]), int(t["vpn"])) for t in sorted(tables, key=lambda t: t["pfn"])]
-    assert by_pfn == [(4, 0), (1, 0), (2, 0), (3, 0), (1, 512 * 700), (2, 512 * 512)]
 
 
 # --- Mark ----------------------------------------------------------------------------------------

@@ -14,10 +14,8 @@ ONE = np.array([1], np.uint64)
 def test_a_frame_is_free_until_it_is_set():
     frames = FrameTable(100)
     assert frames.get(99) == (0, 0)
-    assert not frames.owned(99)
     frames.set(99, PGC_ALLOCATED | 1, 7)
     assert frames.get(99) == (PGC_ALLOCATED | 1, 7)
-    assert frames.owned(99)
     assert frames.get(98) == (0, 0)
 
 

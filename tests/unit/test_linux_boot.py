@@ -312,6 +312,16 @@ def test_room_that_the_domain_does_not_have_is_no_room():
     assert boot.panic == "Hardware Dom0 halted: halting machine"
 
 
+def test_frames_of_a_domain_beyond_16_tib_move_like_those_of_any_other():
+    """The map's hole of 1 GiB: Xen could not answer how many pages there are, and is not asked."""
+    nr_pages = 32 << 28
+    e820 = [Ram(0, 3 << 30), Ram(4 << 30, nr_pages + GIB << 12)]
+    boot = Boot(domain(nr_pages), e820=e820).run()
+    assert boot.verdict == "boots"
+    assert sum(remap.nr for remap in boot.state.moved) == GIB
+    assert boot.beyond[0]["value"] == (1 << 32) - 1
+
+
 def test_a_frame_that_moves_to_a_page_without_a_table_ends_the_boot():
     """609 frames leave holes for pfns from 0xa5a0 on, as that RAM begins inside page 0xa59f; Linux
     keeps one page less than those, [0xa5a0, 0xa800), and 0xa800 begins the next 2 MiB.

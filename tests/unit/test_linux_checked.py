@@ -66,6 +66,22 @@ def test_a_guest_that_is_too_large_is_refused_before_any_memory_is_taken():
         Boot(domain(1 << 34), check=True)
 
 
+def test_memory_that_linux_may_balloon_into_counts():
+    """Linux maps ten times its memory more where the host has it, unless max: says less."""
+    gib, host = 1 << 18, (Ram(0, 64 << 30),)
+
+    def boot(nr_gib, dom0_mem, **options):
+        plan = plan_dom0(default_kernel(), Host(e820=host), dom0_mem=dom0_mem)
+        assert plan.nr_pages == nr_gib * gib
+        return Boot(build(plan), e820=host, **options)
+
+    assert boot(1, "1G").checked is None
+    assert boot(1, "1G,max:1G").checked is not None
+    host = (Ram(0, 1 << 40),)
+    with pytest.raises(UsageError, match="--check: 330 GiB is more than 64 GiB"):
+        boot(30, "30G", check=True)
+
+
 def test_a_list_that_moves_is_built_under_the_rules():
     for rules in (V4_3, V6_1, V6_12):
         boot = Boot(domain(), rules=rules, e820=HOLE_OVER_THE_LIST, check=True).run()
@@ -132,6 +148,16 @@ def test_a_list_in_the_last_l4_slot_is_out_of_reach():
             assert boot.results == []
 
 
+def test_tables_of_the_vmemmap_in_xens_own_mapping_keep_its_bits():
+    """Of little RAM below 4 GiB, they are taken from pages that Xen's L1 tables map."""
+    low = [Ram(0, 0x9FC00), Ram(1 << 20, 0x4C00000), Ram(0x9C45124, 16 << 30)]
+    built = domain(40000, init_p2m=None)
+    boot = Boot(built, rules=SEED, e820=low, max_reservation=40000, check=True).run()
+    assert boot.verdict == "boots"
+    tables = boot.state.vmemmap.tables
+    assert int(tables["pfn"].max()) < 0x4C00
+
+
 @pytest.mark.parametrize(
     "rules, vaddr, area",
     [
@@ -142,9 +168,9 @@ def test_a_list_in_the_last_l4_slot_is_out_of_reach():
     ],
 )
 def test_a_list_where_linux_has_an_area_of_its_own_is_not_modelled(rules, vaddr, area):
-    boot = Boot(domain(init_p2m=vaddr), rules=rules)
-    assert f"{vaddr:#x} lies in Linux's {area}" in boot.run().not_modelled
-    assert (boot.verdict, boot.results) == ("unknown", [])
+    boot = Boot(domain(init_p2m=vaddr), rules=rules).run()
+    assert boot.verdict == "unknown"
+    assert f"{vaddr:#x} lies in Linux's {area}" in boot.not_modelled
     assert Boot(domain(init_p2m=0xFFFF880000000000), rules=V6_1).run().verdict == "boots"
 
 

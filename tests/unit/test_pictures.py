@@ -178,6 +178,20 @@ def test_series_are_named_by_what_differs():
     assert [row[0] for row in growth_picture(sweep).table.rows[::2]] == ["Linux seed", "Linux v6.1"]
 
 
+def test_a_list_in_the_initial_mapping_is_said_to_be_freed_in_one_piece():
+    """4 GiB: four L2 entries of the list's 8 MiB, and one of the tables behind it."""
+    inside = growth_picture(xenpt.sweep(nr_pages=xenpt.sizes("2G", "4G"), init_p2m=False))
+    assert inside.caption.startswith("A list in the initial mapping is freed in one piece")
+    assert "leaves" not in inside.caption
+    assert rows(inside, memory="4 GiB")[0] == {
+        "series": "list in the initial mapping", "memory": "4 GiB", "entries read": "6",
+        "hypercalls": "5",
+    }  # fmt: skip
+    both = growth_picture(xenpt.sweep(nr_pages=xenpt.sizes("2G", "4G"), init_p2m=[True, False]))
+    assert "Large leaves make the walk cheap" in both.caption
+    assert "freed in one piece" in both.caption
+
+
 def test_a_sweep_where_nothing_boots_has_no_growth():
     with pytest.raises(UsageError, match="no guest of the sweep boots"):
         growth_picture(xenpt.sweep(nr_pages=pages("600G"), init_p2m=False))

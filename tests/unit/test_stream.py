@@ -37,13 +37,25 @@ def test_every_entry_of_a_large_guest_is_met_once(threads):
 
 def test_a_fault_names_the_window():
     mapping, p2m = direct_map()
+    # A chunk is 2^23 entries of 4 KiB, 32 GiB; its first window holds 8 tables, 16 MiB.
     vaddr = (DIRECT_MAP + CHUNK_ENTRIES + 513) << 12
-    with pytest.raises(MappingError, match="level 1 from 0xffff889000000000"):
+    with pytest.raises(MappingError, match="level 1 from 0xffff888800000000"):
         stream(mapping, p2m, flip=vaddr)
 
 
-def test_a_leaf_that_is_expected_where_no_table_is_must_not_be_overlooked():
+def test_a_leaf_that_is_expected_behind_the_last_table_is_missed():
     mapping, p2m = direct_map(3)
     more = make_runs([(DIRECT_MAP, 0, 3, 1, 1, L1_PROT_DOM0), (DIRECT_MAP + 512, 3, 1, 1, 1, 1)])
     with pytest.raises(MappingError, match="do not hold what the extents say"):
         stream(mapping, p2m, expected=more)
+
+
+def test_a_leaf_that_is_expected_in_a_hole_between_tables_is_missed():
+    base, flags = DIRECT_MAP, L1_PROT_DOM0
+    first, between, last = ((base + i * 512, i * 512, 512, 1, 1, flags) for i in range(3))
+    tables = make_runs([(base, 2000, 3, 1, 1, TABLE_PROT)])
+    mapping, p2m = Mapping(make_runs([first, last]), tables), P2M.linear(3000, 0)
+    assert stream(mapping, p2m, window_tables=1).ptes == 1024
+    more = make_runs([first, between, last])
+    with pytest.raises(MappingError, match="level 1 from 0xffff888000200000"):
+        stream(mapping, p2m, expected=more, window_tables=1)

@@ -13,6 +13,7 @@ from typing import Any
 from xenpt.abi import (
     L4_SIZE,
     PAGE_SHIFT,
+    WORD,
 )
 from xenpt.cost import Cost
 from xenpt.errors import RefusedError, UsageError
@@ -22,13 +23,13 @@ from xenpt.inputs.config import Ram as E820Entry
 from xenpt.linux.bugs import Bug, Seen, bugs_met
 from xenpt.linux.checkedboot import CheckedBoot
 from xenpt.linux.cleanup import Cleanup, free_list, p2m_free
-from xenpt.linux.e820 import in_one_ram_entry
+from xenpt.linux.e820 import in_one_ram_entry, ram_regions
 from xenpt.linux.entry import initial_state
 from xenpt.linux.injection import Injection
 from xenpt.linux.memblock import Memblock
 from xenpt.linux.pagetable import cleanup_highmap, copies_l4_entry, setup_kernel_pagetable
 from xenpt.linux.rules import MAINLINE, LinuxRules
-from xenpt.linux.setup import MAXMEM_PAGES
+from xenpt.linux.setup import EXTRA_MEM_RATIO, MAXMEM_PAGES, given_map
 from xenpt.linux.stages import STAGES, Stage
 from xenpt.linux.state import (
     DOM0_DIES,
@@ -45,7 +46,7 @@ from xenpt.units import format_size
 from xenpt.xen.dom0 import Domain, setup_pv_physmap
 from xenpt.xen.hypercalls import Call, Hypercalls
 
-#: Guests up to this size are checked unless told otherwise: 0.7 s of processor time for 1 GiB.
+#: Guests that map no more are checked unless told otherwise: 0.7 s of processor time for 1 GiB.
 CHECKED_PAGES = 1 << 18
 #: Largest that can be checked: 64 GiB took 42 s and 1.2 GiB of memory.
 CHECKED_AT_MOST = 1 << 24
@@ -160,7 +161,7 @@ class Boot(Shown):
         """
         if check and self._faults.faults:
             raise UsageError("--check: not with --fault")
-        nr_pages = self.domain.plan.nr_pages
+        nr_pages = self._pages_to_grow_to()
         small = nr_pages <= CHECKED_PAGES and not self._faults.faults
         with_calls = self.state.bits == 64 and not self.rules.auto_translated
         if not (small if check is None else check) or not with_calls or self._in_holes():
@@ -174,6 +175,15 @@ class Boot(Shown):
         if check and found is None:
             raise UsageError("--check: the kernel's image is smaller than its static page tables")
         return found
+
+    def _pages_to_grow_to(self) -> int:
+        """What the guest's page tables may come to map: a dom0's more than it has at first."""
+        state, nr_pages = self.state, self.state.nr_pages
+        if not state.initial_domain:
+            return nr_pages
+        behind = ram_regions(given_map(state)).clip(nr_pages << PAGE_SHIFT, WORD).size
+        room = max(0, state.max_reservation - nr_pages)
+        return nr_pages + min(EXTRA_MEM_RATIO * nr_pages, room, behind >> PAGE_SHIFT)
 
     @property
     def checked(self) -> dict[str, int] | None:

@@ -4,6 +4,7 @@
 from collections.abc import Sequence
 
 from xenpt.abi import L3_SIZE, PAGE_SHIFT, START_KERNEL_MAP, pfn_up
+from xenpt.dom0size import MAX_PAGES
 from xenpt.errors import PanicError, UsageError
 from xenpt.inputs.config import Ram as E820Entry
 from xenpt.linux.rules import LinuxRules
@@ -29,6 +30,8 @@ def initial_state(
         raise PanicError(plan.panic)
     _check_kernel(plan, rules)
     limit = plan.max_pages if max_reservation is None else max_reservation
+    if plan.nr_pages > MAX_PAGES:  # Xen's answer has no more bits; the arithmetic goes on
+        limit = max(limit, int(plan.nr_pages))
     return BootState(
         domain, rules, tuple(e820 or ()), limit, _initial_list(domain), _initrd(domain)
     )

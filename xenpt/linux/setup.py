@@ -144,24 +144,29 @@ def remap_memory(state: BootState, hc: Hypercalls) -> tuple[BootState, Cost]:
     pfn = _unmapped_target(state)
     if pfn is not None:
         raise LinuxPanic(f"{_NO_TABLE} pfn={pfn}")
-    groups = [group for remap in state.remaps for group in _groups(state, remap)]
     buffer = state.symbol("xen_remap_buf")
     memory_end = state.memblock.memory.ranges[-1][1] >> PAGE_SHIFT  # high_memory
-    for i in reversed(range(len(groups))):
-        pfn, target, nr = groups[i]
-        hc.update_va_mapping(buffer, pfn, PAGE_KERNEL, uvmf=UVMF_INVLPG)
+    moved = sum(nr for _, _, nr in state.remaps)
+    # Where calls are only counted, all groups of a stretch are one: holes may have millions.
+    parts = [
+        (part, len(_group_starts(state, part)))
+        for remap in state.remaps
+        for part in (_groups(state, remap) if hc.one_by_one else [remap])
+    ]
+    for (pfn, target, nr), nr_groups in reversed(parts):
+        for _ in hc.repeat(nr_groups):
+            hc.update_va_mapping(buffer, pfn, PAGE_KERNEL, uvmf=UVMF_INVLPG)
         mapped = min(nr, max(memory_end - target, 0))
         for k in hc.repeat(mapped):
             hc.machphys_update(pfn + k, target + k)
             hc.update_va_mapping(state.va(target + k), pfn + k, PAGE_KERNEL)
-        for k in range(mapped, nr):
-            hc.machphys_update(pfn + k, target + k)
+        for k in hc.repeat(nr - mapped):
+            hc.machphys_update(pfn + mapped + k, target + mapped + k)
     hc.update_va_mapping(buffer, state.symbol_pfn("xen_remap_buf"), PAGE_KERNEL, uvmf=UVMF_INVLPG)
     memblock, extra = state.memblock, state.extra
     for _, target, nr in state.remaps:
         memblock = memblock.free(target << PAGE_SHIFT, (target + nr) << PAGE_SHIFT)
         extra = extra.remove(target, target + nr)
-    moved = sum(nr for _, _, nr in groups)
     return (
         replace(state, memblock=memblock, extra=extra, moved=state.remaps),
         Cost(by_type=dict(hc.by_type), pages_freed=moved),
@@ -316,18 +321,22 @@ def _release(hc: Hypercalls, start: int, end: int, missing: Regions) -> int:
 def _save_groups(state: BootState, hc: Hypercalls, remap: Remap) -> None:
     """Map each group's first frame, to note the group in it; then the buffer's own frame again."""
     buffer = state.symbol("xen_remap_buf")
-    groups = _groups(state, remap)
-    for i in hc.repeat(len(groups)):
-        hc.update_va_mapping(buffer, groups[i].pfn, PAGE_KERNEL, uvmf=UVMF_INVLPG)
+    starts = _group_starts(state, remap)
+    for i in hc.repeat(len(starts)):
+        hc.update_va_mapping(buffer, starts[i], PAGE_KERNEL, uvmf=UVMF_INVLPG)
     hc.update_va_mapping(buffer, state.symbol_pfn("xen_remap_buf"), PAGE_KERNEL, uvmf=UVMF_INVLPG)
 
 
 def _groups(state: BootState, remap: Remap) -> list[Remap]:
-    size = remap_size(state)
-    return [
-        Remap(remap.pfn + i, remap.target_pfn + i, min(size, remap.nr - i))
-        for i in range(0, remap.nr, size)
-    ]
+    """The groups of a stretch of frames, all but the last of full size."""
+    size, away = remap_size(state), remap.target_pfn - remap.pfn
+    end = remap.pfn + remap.nr
+    return [Remap(pfn, pfn + away, min(size, end - pfn)) for pfn in _group_starts(state, remap)]
+
+
+def _group_starts(state: BootState, remap: Remap) -> range:
+    """First frame of each group."""
+    return range(remap.pfn, remap.pfn + remap.nr, remap_size(state))
 
 
 def remap_size(state: BootState) -> int:

@@ -22,7 +22,7 @@ from xenpt.abi import (
 )
 from xenpt.cost import Cost
 from xenpt.extents import Ints, Mapping, make_runs
-from xenpt.linux.directmap import KERNEL_PTE
+from xenpt.linux.directmap import KERNEL_PTE, frame_flags
 from xenpt.linux.memblock import Regions
 from xenpt.linux.pages import Pages, placed, take_block
 from xenpt.linux.pagetable import PAGE_KERNEL, wrprotect
@@ -154,7 +154,8 @@ def _new_table(
     """An early page table: allocated, read-only, pinned if of level 1, and hooked in at once."""
     pfn = pages.next()
     hc.clear_page(pfn)
-    hc.update_va_mapping(state.va(pfn), pfn, wrprotect(KERNEL_PTE, state.rules))
+    (flags,) = frame_flags(state, np.array([pfn])).tolist()
+    hc.update_va_mapping(state.va(pfn), pfn, wrprotect(flags, state.rules))
     if level == 1:
         hc.mmuext_op(MMUEXT_PIN_L1_TABLE, pfn)
     hc.mmu_update(level + 1, parent, table_slot(vaddr, level + 1), pfn, TABLE_PROT)

@@ -15,7 +15,7 @@ from xenpt.listshape import LEAVES
 from xenpt.pictures.picture import COUNTED, MODELLED, Picture, Sheet
 from xenpt.pictures.style import INK, LINES, MARKERS, MUTED, PAPER, STROKES
 from xenpt.report import Table
-from xenpt.sweeprow import INPUTS, Row
+from xenpt.sweeprow import INPUTS, Row, list_outside
 from xenpt.sweeptable import Sweep
 from xenpt.timing import TimeModel
 from xenpt.units import format_pages, format_seconds, format_size, pages
@@ -27,6 +27,12 @@ if TYPE_CHECKING:
 #: supported host.
 MARKS: Final = ("512 GiB", "12 TiB")
 FEW: Final = 3  # series have a legend inside of each panel
+_OUTSIDE: Final = """\
+Large leaves make the walk cheap, but change little of the whole: each 4 KiB frame of the list is \
+made writable by a hypercall of its own, whatever its leaf is. """
+_INSIDE: Final = """\
+A list in the initial mapping is freed in one piece: 2 MiB a hypercall, and nothing is made \
+writable. """
 _SLOPES: Final = "slope between the two largest sizes"
 _TIME: Final = "cleanup_seconds_modelled"
 
@@ -66,14 +72,14 @@ def growth_picture(sweep: Sweep) -> Picture:
         if not few:
             _legend_below(sheet, panels, series, names)
 
+    outside = {list_outside(one.rows[0]) for one in series}
+    why = _OUTSIDE * (True in outside) + _INSIDE * (False in outside)
     times = f" Seconds are {model_of(sweep).in_words()}." if timed else ""
     return Picture(
         name="cleanup",
         title="Cost of freeing the initial P->M list",
         kinds=(COUNTED, MODELLED) if timed else (COUNTED,),
-        caption="Large leaves make the walk cheap, but change little of the whole: each 4 KiB "
-        "frame of the list is made writable by a hypercall of its own, whatever its leaf is. "
-        f"Entries and hypercalls are counted.{times}",
+        caption=f"{why}Entries and hypercalls are counted.{times}",
         draw=draw,
         table=_table(series, names, timed=timed),
         height=4.0 if few else 4.3 + 0.2 * len(series),
@@ -193,7 +199,7 @@ def _names(series: Sequence[Sweep]) -> list[str]:
 def _name(row: Row, column: str) -> str:
     value = row[column]
     if column == "p2m_leaf":
-        return f"{LEAVES[value]} leaves"
+        return f"{LEAVES[value]} leaves" if list_outside(row) else "list in the initial mapping"
     if column == "init_p2m":
         return "" if value else "without INIT_P2M"
     if column == "builder":

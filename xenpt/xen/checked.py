@@ -51,7 +51,6 @@ from xenpt.xen.rules import PageTables, level_of, table_type
 AVAIL_HIGH = 0x7FF << 52
 #: Flags that may change without a new validation (FASTPATH_FLAG_WHITELIST).
 FAST = PTE_NX | AVAIL_HIGH | PTE_AVAIL | PTE_GLOBAL | PTE_DIRTY | PTE_ACCESSED | PTE_USER
-ALL_BITS = (1 << 64) - 1
 MmuextOp = tuple[int, int, int]
 
 

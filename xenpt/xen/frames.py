@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from xenpt.abi import PGC_COUNT_MASK
 from xenpt.errors import UsageError
 
 CHUNK_SHIFT = 14
@@ -67,10 +66,6 @@ class FrameTable:
         """Set both words of a frame."""
         pair = self._dense(mfn >> CHUNK_SHIFT)[mfn & (CHUNK - 1)]
         pair[0], pair[1] = count_info, type_info
-
-    def owned(self, mfn: int) -> bool:
-        """Whether the frame is the domain's: it has a general reference."""
-        return bool(self.get(mfn)[0] & PGC_COUNT_MASK)
 
     def is_io(self, mfn: int) -> bool:
         """Whether the frame is no RAM, or behind the end of memory."""
