@@ -3,6 +3,7 @@
 
 import pytest
 
+from xenpt.errors import UsageError
 from xenpt.explain import explain
 from xenpt.inputs.bootlog import parse_boots
 
@@ -328,3 +329,11 @@ def test_a_log_that_ends_before_the_initrds_line_leaves_its_pages_open():
     text = HEAD + BLOCK.partition("(XEN) VIRTUAL")[0].replace("229376", "227328")
     assert explained(text).agrees
     assert differing(text + "(XEN) VIRTUAL MEMORY ARRANGEMENT:\n") == ["Dom0 alloc."]
+
+
+def test_an_initrd_that_ends_before_it_begins_is_refused_by_its_line():
+    line = "(XEN)  Init. ramdisk: 000000013ffff000->0000000130000000\n"
+    text = WHOLE.replace("(XEN) VIRTUAL", f"{line}(XEN) VIRTUAL")
+    number = text[: text.index(line)].count("\n") + 1
+    with pytest.raises(UsageError, match=f"^line {number}: an initrd from 0x13ffff000 to 0x13"):
+        explained(text)

@@ -79,7 +79,7 @@ class Inputs:
 def all_inputs(boot: Boot) -> Iterator[Inputs]:
     """Every combination of the lines' values, the most trusted first.
 
-    :raises UsageError: a version of Xen that is not modelled
+    :raises UsageError: a version of Xen that is not modelled; an initrd that ends too early
     """
     known = host_of(boot)
     xens = (known.xen,) if boot.has(*XEN_KINDS) else USUAL_XENS
@@ -299,12 +299,18 @@ def ramdisks(boot: Boot) -> tuple[list[Fact], list[Fact]]:
 
 
 def _initrds(boot: Boot) -> Evidence:
+    """Lengths of the initrd.
+
+    :raises UsageError: a line whose initrd ends before it begins
+    """
     found = Evidence()
     physical, mapped = ramdisks(boot)
-    for fact in [*physical, *(fact for fact in mapped if fact.span[1])]:
-        found.add(fact.span[1] - fact.span[0], fact)
-    for fact in boot.all("ramdisk_moved"):
-        found.add(fact.span[1] - fact.span[0], fact)
+    listed = [*physical, *(fact for fact in mapped if fact.span[1]), *boot.all("ramdisk_moved")]
+    for fact in listed:
+        start, end = fact.span
+        if end < start:
+            raise UsageError(f"line {fact.line}: an initrd from {start:#x} to {end:#x}")
+        found.add(end - start, fact)
     if not found.values:
         found.add(None, None)
     return found
