@@ -24,7 +24,6 @@ COMMANDS = {
     "cleanup": ["cleanup", "1T"],
     "sweep": ["sweep", "--memory", "1G,2G,3G,4G"],
     "capacity": ["capacity", "--host", "12T", "--guests", "5x2T"],
-    "report": ["report", "1G"],
     "kernel": ["kernel"],
     "explain": ["explain", "LOG"],
     "diff": ["diff", "A", "B"],
