@@ -23,6 +23,7 @@ COMMANDS = {
     "stream": ["boot", "8G", "--engine", "stream"],
     "cleanup": ["cleanup", "1T"],
     "sweep": ["sweep", "--memory", "1G,2G,3G,4G"],
+    "capacity": ["capacity", "--host", "12T", "--guests", "5x2T"],
     "kernel": ["kernel"],
     "explain": ["explain", "LOG"],
     "diff": ["diff", "A", "B"],
