@@ -53,7 +53,8 @@ hints: $(CHECK_READY)
 
 # The package built once more in another mode, beside the release build, and all tests run on it.
 # Python itself is not built for LeakSanitizer; a size that is too large is a MemoryError there, too.
-PRELOAD_asan = LD_PRELOAD=$$(gcc -print-file-name=libasan.so) \
+# libstdc++ is there for other libraries, whose exceptions the sanitizer has to know from the start.
+PRELOAD_asan = LD_PRELOAD=$$(gcc -print-file-name=libasan.so):$$(gcc -print-file-name=libstdc++.so) \
 	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1
 debug asan: $(CHECK_READY)
 	XENPT_BUILD=$@ $(VENV)/bin/python setup.py --quiet build --build-base build/$@ --build-lib build/$@/lib

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The page of `xenpt report` in headless Chromium, at the width of a phone and of a screen."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -59,7 +60,8 @@ def chromium():
     for argument in ARGUMENTS:
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(str(DRIVER)))
+    environ = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
+    driver = webdriver.Chrome(options=options, service=Service(str(DRIVER), env=environ))
     yield driver
     driver.quit()
 
