@@ -102,7 +102,7 @@ def _check(target: Path, partial: Path, complaint: str, status: int, whole: int)
     lines = [line for line in complaint.splitlines() if "--resume goes on" not in line]
     if status == whole:
         assert found != OLD
-        assert not lines
+        assert not lines, complaint
         assert not partial.exists()
     else:  # before and after its own handlers, a command ends by the signal without a word
         said = [f"xenpt: stopped by {signal.Signals(-status).name}"]

@@ -18,12 +18,13 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import TextIO
+from typing import Any, TextIO
 
 from xenpt.errors import OutputError, StoppedError
 
 MAX_COMPLAINT = 1000  # characters: what is wrong may be quoted in it, whatever its length
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_AGAIN = 0.01  # seconds until a signal that was swallowed comes again
 
 
 def write(text: str, path: str | None = None) -> None:
@@ -140,13 +141,25 @@ def printable(text: str) -> str:
 def stop_signals() -> Iterator[None]:
     """Ctrl-C, SIGTERM and SIGHUP raise StoppedError inside, so that temporary files go away.
 
-    A signal that the caller has set to be ignored (nohup) stays ignored.
+    A signal that the caller has set to be ignored (nohup) stays ignored. One that comes while
+    Python is inside a callback that may not raise, such as a module's lock has, comes again.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # signals are none of its business
         return
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    hook = sys.unraisablehook
+
+    def come_again(unraisable: Any) -> None:
+        if not isinstance(unraisable.exc_value, StoppedError):
+            hook(unraisable)
+            return
+        again = threading.Timer(_AGAIN, os.kill, (os.getpid(), unraisable.exc_value.number))
+        again.daemon = True
+        again.start()
+
     try:
+        sys.unraisablehook = come_again
         for number, handler in before.items():
             if handler is not signal.SIG_IGN:
                 signal.signal(number, _stop)
@@ -154,6 +167,7 @@ def stop_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        sys.unraisablehook = hook
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:

@@ -197,3 +197,17 @@ def test_stopped_process_ends_by_the_signal_with_one_line(number):
     _, complaint = process.communicate(timeout=10)
     assert complaint == f"xenpt: stopped by {number.name}\n"
     assert process.returncode == -number
+
+
+def test_signal_inside_what_may_not_raise_is_not_lost(capfd):
+    class Held:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    def drop_and_wait():
+        Held()
+        time.sleep(30)
+
+    with pytest.raises(StoppedError), output.stop_signals():
+        drop_and_wait()
+    assert capfd.readouterr().err == ""
