@@ -106,6 +106,9 @@ HOSTILE = {
         "e820", "".join(f"[{i:013x}000, {i:013x}fff] (usable)\n" for i in range(1100)).encode(),
         "1100 e820 entries: Xen takes 1024",
     ),
+    "e820-high": (
+        "e820", b"[0000000000000000, ffffffff80000001] (usable)\n", "entry 0x0: RAM beyond 2.52",
+    ),
     "e820-open": ("e820", b"[0000000000000000, 0000000000000000] (" * 1500, "no e820 line"),
     "notes-names": ("elf", kernel_with_many_notes(2000, LARGE_NAME), "Not a Xen-ELF image"),
     "notes-texts": ("elf", kernel_with_many_notes(2000, LONG_TEXT), "bytes of text"),

@@ -15,6 +15,7 @@ from xenpt.units import pages
 LEAF_SIZES = ("4k", "2m", "1g")
 USABLE = "usable"  # what Xen and Linux call RAM in an e820 map
 MAX_E820_ENTRIES = 1024  # E820MAX of Xen (asm/e820.h)
+MAX_RAM_ADDRESS = 1 << 52  # bytes: the largest physical address of x86-64
 _AMOUNT = re.compile(
     r"(?:0[xX](?P<hex>[0-9a-fA-F]{1,40})|(?P<number>[0-9]{1,40}))(?P<unit>[tTgGmMkKbB%]?)"
 )
@@ -195,7 +196,8 @@ def parse_e820(lines: Iterable[str], *, source: object = "e820") -> tuple[Ram, .
     000000000009fc00 (usable)` before 4.14. Linux: `Xen: [mem 0x0-0x9efff] usable`,
     `BIOS-e820: [mem ...]`. If a log has both, Xen's lines are the machine's and win.
 
-    :raises InputError: no such line; entries that overlap, or end before they start; too many
+    :raises InputError: no such line; entries that overlap, or end before they start; too many; RAM
+        at an address that no x86 processor has
     """
     xen: list[Ram] = []
     linux: list[Ram] = []
@@ -214,6 +216,8 @@ def parse_e820(lines: Iterable[str], *, source: object = "e820") -> tuple[Ram, .
     for ram, following in zip(entries, [*entries[1:], None], strict=True):
         if ram.end <= ram.start:
             raise InputError(source, f"e820 entry {ram.start:#x} ends before it starts")
+        if ram.type == USABLE and ram.end > MAX_RAM_ADDRESS:
+            raise InputError(source, f"e820 entry {ram.start:#x}: RAM beyond 2^52, past all of x86")
         if following and following.start < ram.end:
             raise InputError(source, f"e820 entry {following.start:#x} overlaps {ram.start:#x}")
     return tuple(entries)
