@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Bugs of a generation of Linux that a boot runs into without giving up: leaks and overwriting.
 
-Each is found in the state that the stages leave, with numbers; SPEC H has the evidence. What is
-known of the fix is said: a commit where one is known, else the first release seen with it.
+Each is found in the state that the stages leave, with numbers; SPEC H has the evidence. The commit
+of mainline Linux that mends it is named: by hash, or by subject where no hash is known.
 """
 
 from collections.abc import Callable, Iterator
@@ -95,7 +95,7 @@ def _list_found_free(seen: Seen) -> Iterator[Bug]:
     hit = Regions.of([state.p2m_frames]).clip(first, first + nr).size
     if hit:
         text = f"the P->M list is moved over {hit:,} pages of itself before it is copied"
-        yield Bug("H12", text, "Linux 6.1 reserves the old list before it looks for room")
+        yield Bug("H12", text, '7ecec8503af3 ("xen/setup: Don\'t relocate p2m over existing one")')
 
 
 def _moved_into_brk(seen: Seen) -> Iterator[Bug]:
@@ -138,11 +138,8 @@ def _unusable(seen: Seen) -> Iterator[Bug]:
     nr = sum(e.end - e.start for e in state.linux_e820 if e.type == UNUSABLE) - given
     if nr > 0:
         text = f"{nr >> PAGE_SHIFT:,} pages of the host's RAM are marked as unusable"
-        yield Bug(
-            "H13",
-            text,
-            '"x86/xen: discard RAM regions above the maximum reservation" (seen in 6.1)',
-        )
+        fix = 'f5775e0b6116 ("x86/xen: discard RAM regions above the maximum reservation")'
+        yield Bug("H13", text, fix)
 
 
 def _released(seen: Seen) -> Iterator[Bug]:
@@ -162,9 +159,7 @@ def _released(seen: Seen) -> Iterator[Bug]:
     nr = seen.memory_ops - hc.by_type["memory_op"]
     if nr > 0:
         text = f"{nr:,} pages of holes are given back to Xen, and not moved"
-        yield Bug(
-            "H14", text, "Linux 4.9 (seen in 4.9.227) compares with <= in xen_find_pfn_range()"
-        )
+        yield Bug("H14", text, "abed7d0710e8: <= in place of < in xen_find_pfn_range()")
 
 
 def _moved_behind_memory(seen: Seen) -> Iterator[Bug]:
@@ -174,7 +169,7 @@ def _moved_behind_memory(seen: Seen) -> Iterator[Bug]:
     nr = sum(max(0, target + nr - max(end, target)) for _, target, nr in seen.state.remaps)
     if nr:
         text = f"{nr:,} pages move out of holes to behind the end of memory, and are lost"
-        fix = '"xen: use same main loop for counting and remapping pages" (in 4.4.13)'
+        fix = 'dd14be92fbf5 ("xen: use same main loop for counting and remapping pages")'
         yield Bug("count", text, fix)
 
 
@@ -192,7 +187,7 @@ def _highmap_overrun(seen: Seen) -> Iterator[Bug]:
         over = min(end, state.rules.cleanup.highmap_entries) - ENTRIES
         if over > 0:
             text = f"xen_cleanhighmap() walks {over:,} entries past level2_kernel_pgt"
-            yield Bug("H6", text, "fixed between Linux 4.3 and 4.12: 512 entries bound the loop")
+            yield Bug("H6", text, "1cf38741308c: 512 entries bound the loop of xen_cleanhighmap()")
 
 
 def _stale_slots(seen: Seen) -> Iterator[Bug]:
@@ -203,7 +198,7 @@ def _stale_slots(seen: Seen) -> Iterator[Bug]:
     stale = seen.state.highmap.clip(last, ENTRIES).size
     if stale:
         text = f"{stale} stale entries of 2 MiB stay mapped behind the kernel, where modules go"
-        fix = '"Call xen_cleanhighmap() with 4MB aligned for page tables mapping" (seen in 6.1)'
+        fix = '"Call xen_cleanhighmap() with 4MB aligned for page tables mapping" (in 4.14.y)'
         if seen.state.rules.cleanup.align_table_range_end:
             fix = "none is known"
         yield Bug("H7", text, fix)
@@ -218,7 +213,8 @@ def _pinned_walk(seen: Seen) -> Iterator[Bug]:
     text = (
         f"{leaves['1g']} data pages of the list in 1 GiB leaves are walked as if they were tables"
     )
-    yield Bug("H9", text, "Linux 4.18 walks after the free (xen_after_bootmem)")
+    fix = '6f84f8d1587f ("xen, mm: allow deferred page initialization for xen pv domains")'
+    yield Bug("H9", text, fix)
 
 
 def _leaked(seen: Seen) -> Iterator[Bug]:
@@ -227,7 +223,8 @@ def _leaked(seen: Seen) -> Iterator[Bug]:
     nr -= seen.state.missing.clip(*seen.state.p2m_frames).size  # a fault's, which are no bug
     if nr > 0:
         text = f"{nr:,} pages of the P->M list stay read-only and reserved for ever"
-        yield Bug("H4", text, "Linux 4.12 (seen) goes on behind an empty entry")
+        fix = '"x86/xen: Change __xen_pgd_walk() and xen_cleanmfnmap() to support p4d" (4.12)'
+        yield Bug("H4", text, fix)
 
 
 def _kernel(state: BootState) -> Range:

@@ -101,11 +101,10 @@ class LinuxRules:
     # xen_count_remap_pages() raises the limit by what will move; before, what was moved is added.
     count_remap_first: bool
     # It takes a page that is RAM in part for RAM, which moves nevertheless: one page too few may be
-    # had. One loop does both since "xen: use same main loop for counting and remapping pages"
-    # (in 4.4.13).
+    # had. One loop does both since dd14be92fbf5 (in 4.4.13).
     counts_ram_in_part: bool
     # xen_reserve_xen_mfnlist() of v6.1 reserves a list before it looks for room for it elsewhere;
-    # v4.3 may find the list's own pages to be free (SPEC H12).
+    # v4.3 may find the list's own pages to be free (SPEC H12; mended by 7ecec8503af3).
     reserve_before_search: bool
     # xen_reserve_special_pages(): start_info, and of an unprivileged domain the xenstore and
     # console pages. Before: all from a list inside the kernel's map to pt_base, else start_info.
@@ -114,11 +113,12 @@ class LinuxRules:
     # and 7.2, whose first usable entry is [0, 0x80000). A domain without rights to I/O memory could
     # not map what lies behind as it is.
     low_ram_bytes: int
-    # RAM that the domain may not even balloon into: UNUSABLE in the mail, dropped later (H13).
+    # RAM that the domain may not even balloon into: UNUSABLE in the mail, dropped since
+    # f5775e0b6116 (SPEC H13).
     drop_excess_ram: bool
     # A hole's pages below max_pfn_mapped: mapped to the same machine page, later unmapped.
     map_holes_identity: bool
-    # xen_find_pfn_range(): <= in v4.9.227 and later, < before (SPEC H14).
+    # xen_find_pfn_range(): <= since abed7d0710e8, < before (SPEC H14).
     pfn_range_inclusive: bool
     # mm/init.c, init_mem_mapping()
     pgt_buf_pages: int  # INIT_PGT_BUF_SIZE: tables from the brk area
@@ -136,7 +136,7 @@ class LinuxRules:
     # trapped store.
     set_pte_hypercall: bool
     # The walk that marks all tables as pinned comes before the free of the list, and knows no
-    # large pages (SPEC H9); since 4.18 it comes behind it (xen_after_bootmem).
+    # large pages (SPEC H9); since 6f84f8d1587f of 2018 it comes behind it (xen_after_bootmem).
     marks_pinned_first: bool
     # p2m.c, xen_vmalloc_p2m_tree(): CONFIG_XEN_(BALLOON_)MEMORY_HOTPLUG_LIMIT in GiB; 0 without.
     hotplug_limit_gib: int
