@@ -20,6 +20,8 @@ from fuzz.targets import TARGETS
 
 CRASHES = Path(__file__).with_name("crashes")
 CORPUS = Path("build/fuzz")  # what reached new branches, for the next run to begin from
+#: atheris keeps some of each run (up to 230 KB of one of `size`), so no process fuzzes for longer.
+CHILD_SECONDS = 60
 #: A run that never ends is stopped by the clock, as one too slow is by processor time.
 HANG_SECONDS = 60
 _WRITTEN = re.compile(r"Test unit written to (\S+)")
@@ -77,11 +79,12 @@ def fuzz(name: str, seconds: float, scratch: str) -> Tally:
     words = CORPUS / f"{name}.dict"
     words.write_text("\n".join(map(_quoted, target.words or ("0",))) + "\n")
     while tally.seconds < seconds and len(tally.crashes) < 10:
+        left = min(CHILD_SECONDS, max(1, round(seconds - tally.seconds)))
         child = subprocess.Popen(
             [
                 sys.executable, "-m", "fuzz.child", name, str(corpus), f"-dict={words}",
                 f"-max_len={target.most_bytes}", f"-artifact_prefix={kept}/",
-                f"-max_total_time={max(1, round(seconds - tally.seconds))}",
+                f"-max_total_time={left}",
                 f"-timeout={HANG_SECONDS}", "-rss_limit_mb=0", "-print_final_stats=1",
                 f"-report_slow_units={HANG_SECONDS}",
             ],

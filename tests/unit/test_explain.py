@@ -305,6 +305,17 @@ def test_an_e820_map_without_its_first_lines_is_none():
     assert "Xen's e820 map and Xen's command line not in the log" in found.notes[-1]
 
 
+def test_an_e820_map_with_ram_past_all_of_x86_is_none():
+    """RAM to 2^52 is the most there can be; one page more is a garbled line."""
+    start = "(XEN)  [0000000000100000, "
+    assert start in WHOLE
+    ends = {1 << 52: False, (1 << 52) + 4096: True}
+    for end, is_lost in ends.items():
+        before, _, behind = WHOLE.partition(start)
+        found = explained(f"{before}{start}{end - 1:016x}] (usable)\n{behind.partition(chr(10))[2]}")
+        assert any("Xen's e820 map not in the log" in note for note in found.notes) is is_lost
+
+
 def test_the_image_is_known_from_what_lies_behind_it():
     """The lines of the kernel are lost: start_info begins where the image ends."""
     tail = BLOCK[BLOCK.index("(XEN)  Phys-Mach map") :]

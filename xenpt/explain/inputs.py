@@ -18,7 +18,13 @@ from xenpt.eras import PAYLOADS, era_of
 from xenpt.errors import UsageError
 from xenpt.explain.findings import Evidence
 from xenpt.inputs.bootlog import Boot, Fact
-from xenpt.inputs.config import MAX_E820_ENTRIES, Host, Ram, parse_dom0_mem
+from xenpt.inputs.config import (
+    MAX_E820_ENTRIES,
+    MAX_RAM_ADDRESS,
+    Host,
+    Ram,
+    parse_dom0_mem,
+)
 from xenpt.inputs.kernel import DEFAULT_KERNEL, Kernel, default_kernel
 from xenpt.inputs.kerneljson import natural_machine
 from xenpt.plan import Plan, plan_dom0
@@ -139,7 +145,10 @@ def host_of(boot: Boot) -> Host:
 
 
 def machine_map(boot: Boot) -> tuple[Ram, ...] | None:
-    """Xen's own e820 map; None if the log has none, one larger than Xen's, or lost its start."""
+    """Xen's own e820 map; None if the log has none, lost its start, or has one that is none.
+
+    That is one with more entries than Xen takes, or with RAM past all of x86: garbled lines.
+    """
     if not boot.has("xen_version", "xen_map_header"):
         return None
     entries = [
@@ -148,6 +157,8 @@ def machine_map(boot: Boot) -> tuple[Ram, ...] | None:
         for start, end in [fact.span]
     ]
     if not 0 < len(entries) <= MAX_E820_ENTRIES:
+        return None
+    if max(ram.end for ram in entries) > MAX_RAM_ADDRESS:
         return None
     return tuple(sorted(entries, key=lambda ram: ram.start))
 
