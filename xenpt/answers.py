@@ -100,6 +100,8 @@ def boot(options: Namespace) -> Answer:
     """`xenpt boot MEMORY`: does it boot, through which stages, at what cost?"""
     if not 1 <= options.threads <= MAX_THREADS:
         raise UsageError(f"--threads {options.threads}: expected 1 to {MAX_THREADS}")
+    if options.threads > 1 and options.engine != "stream":
+        raise UsageError("--threads: only with --engine stream")
     rules, faults, model = asked_rules(options), faults_of(options), asked_model(options)
     planned = asked_plan(options)
     if planned.panic:

@@ -15,7 +15,7 @@ from xenpt.plan import Plan
 from xenpt.report import BAD, GOOD, NOTE, TITLE, Line, Prose, Report, Table
 from xenpt.texts import beyond_report, plan_report, warnings_report
 from xenpt.timing import TimeModel
-from xenpt.units import format_address, format_pages, format_seconds, format_size
+from xenpt.units import counted, format_address, format_pages, format_seconds, format_size
 from xenpt.xen.dom0 import Domain
 
 SHOWN_TYPES = ("mmu_update", "update_va_mapping", "mmuext_op")
@@ -47,7 +47,7 @@ def boot_report(
         Line(),
     ]
     if boot.panic:
-        report += [Prose(boot.panic, BAD), Line()]
+        report += [Prose(boot.panic, BAD), Line(), *_unknown_list(boot)]
     if boot.not_modelled:
         report += [Prose(f"No verdict: {boot.not_modelled}.", BAD), Line()]
     report.append(_stage_table(boot))
@@ -56,7 +56,7 @@ def boot_report(
         text = (
             f"p2m_free, the initial P->M list: {_walked(cost)} entries walked, "
             f"{_made_writable(cost):,} pages made writable, {cost.pages_freed:,} pages freed by "
-            f"{cost.memblock_free_calls:,} calls of memblock_free."
+            f"{counted(cost.memblock_free_calls, 'call')} of memblock_free."
         )
         report += [Line(), Prose(text)]
     if boot.checked is not None and not boot.panic:
@@ -73,6 +73,17 @@ def boot_report(
     for bug in boot.bugs:
         report += [Line(), Prose(f"bug {bug.id}: {bug.text}. Fix: {bug.fix}.", BAD)]
     return [*report, *warnings_report(plan), *beyond_report(beyond)]
+
+
+def _unknown_list(boot: Boot) -> Report:
+    """What helps a Linux that does not look for the P->M list where the kernel's note puts it."""
+    if not boot.domain.plan.list_outside or boot.rules.graft_initial_p2m:
+        return []
+    text = (
+        f"Linux {boot.rules.name} knows no P->M list outside of the initial mapping, and its own "
+        "kernels have no note INIT_P2M: try --no-init-p2m."
+    )
+    return [Prose(text, GOOD), Line()]
 
 
 def _moves(boot: Boot) -> Report:
@@ -114,7 +125,7 @@ def words_report(how: str, words: StreamedBoot | None, seconds: float, threads: 
         f"{how}: {sum(part.entries for part in parts):,} page-table entries of "
         f"{sum(part.tables for part in parts):,} tables built, marked and walked word by word, "
         f"equal to the extents; {seconds:.2f} s, measured on this machine, "
-        f"{threads} thread{'s' if threads > 1 else ''}."
+        f"{counted(threads, 'thread')}."
     )
     return [Line(), Prose(text)]
 

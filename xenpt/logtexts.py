@@ -8,6 +8,7 @@ from xenpt.differ import Change, show, show_delta
 from xenpt.explain.findings import Check, End, Explained
 from xenpt.output import printable
 from xenpt.report import BAD, GOOD, NOTE, TITLE, WIDTH, Block, Line, Prose, Report, Table
+from xenpt.units import counted
 
 INDENT = " " * 11
 MOST_LINES_NAMED = 20
@@ -112,7 +113,6 @@ def diff_report(kind: str, found: Sequence[Change], names: tuple[str, str]) -> R
         )
         for change in found
     ]
-    plural = "s" if len(rows) > 1 else ""
-    title = f"{kind}: {len(rows)} change{plural} from {names[0]} to {names[1]}"
+    title = f"{kind}: {counted(len(rows), 'change')} from {names[0]} to {names[1]}"
     header = ("key", "before", "after", "change")
     return [Line(printable(title), TITLE), Table(header, rows)]

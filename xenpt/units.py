@@ -89,6 +89,11 @@ def format_pages(nr_pages: int) -> str:
     return format_size(nr_pages << PAGE_SHIFT)
 
 
+def counted(nr: int, one: str, more: str | None = None) -> str:
+    """A number of things: "1 page", "2,048 pages"; `more` is their plural if not one with -s."""
+    return f"{nr:,} {one if nr == 1 else more or one + 's'}"
+
+
 def format_seconds(seconds: float) -> str:
     """A time for people: `1,645 s`, `1.53 s`, `257.4 ms`, `91 us`."""
     if seconds >= 1:

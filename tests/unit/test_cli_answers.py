@@ -218,6 +218,11 @@ def test_packed_tables_that_do_not_fit_are_refused_at_once(capsys, monkeypatch):
     assert "32 GiB are free" in error
 
 
+def test_threads_are_those_of_a_stream(capsys):
+    assert cli.main(["boot", "1G", "--threads", "2"]) == 2
+    assert "--threads: only with --engine stream" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("threads", ["0", "-1", "two"])
 def test_threads_are_at_least_one(capsys, threads):
     assert cli.main(["boot", "1G", "--threads", threads]) == 2

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from xenpt import abi
-from xenpt.errors import PanicError
+from xenpt.errors import MappingError, PanicError
 from xenpt.extents import expand
 from xenpt.inputs.config import Host
 from xenpt.inputs.kernel import default_kernel
@@ -120,6 +120,12 @@ def test_before_xen_4_2_1_a_32_bit_dom0s_tables_start_with_l1_l2_l3_below_pt_bas
     assert levels[:4] == [1, 2, 3, 1]
     assert built.plan.pt_base - built.plan.page_tables[0] == 8192
     assert built.plan.nr_pt_frames == len(levels) + 1  # the spare page
+
+
+def test_a_base_within_a_page_is_not_built() -> None:
+    kernel = replace(default_kernel(), virt_base=0xFFFFFFFF7FFFFFEC)
+    with pytest.raises(MappingError, match="VIRT_BASE 0xffffffff7fffffec is no multiple of 4096"):
+        build(plan_dom0(kernel, nr_pages=pages("1G")))
 
 
 def test_a_plan_that_panics_cannot_be_built() -> None:

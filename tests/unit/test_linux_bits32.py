@@ -151,6 +151,11 @@ def test_a_kernel_that_is_no_linux_is_refused():
         Boot(build_domu(plan), rules=V4_3)
 
 
+def test_a_check_that_is_asked_for_is_refused():
+    with pytest.raises(UsageError, match="--check: not for guests of 32 bits"):
+        Boot(dom0(), rules=V4_3, check=True)
+
+
 def test_the_command_shows_what_is_known_and_gives_no_verdict(tmp_path, capsys):
     path = tmp_path / "kernel.json"
     path.write_text(json.dumps(FACTS | {"machine": None}))

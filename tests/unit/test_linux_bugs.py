@@ -166,6 +166,6 @@ def test_a_list_that_ends_with_the_first_gib_is_cleaned_beyond_its_table():
 
     Both ends are included: slots 510 to 512, of 0 to 511.
     """
-    text = "xen_cleanhighmap() walks 1 entries past level2_kernel_pgt"
+    text = "xen_cleanhighmap() walks 1 entry past level2_kernel_pgt"
     assert bugs(473 * GIB, V4_1, init_p2m=None)["H6"] == text
     assert "H6" not in bugs(473 * GIB, V6_1, init_p2m=None)

@@ -6,6 +6,7 @@ import pytest
 from xenpt.errors import UsageError
 from xenpt.units import (
     SizeWarning,
+    counted,
     format_address,
     format_pages,
     format_size,
@@ -112,6 +113,11 @@ def test_format_size(nr_bytes, text):
 def test_format_pages_as_users_md_quotes_it():
     assert format_pages(124188160) == "473.74 GiB"
     assert format_pages(157286400) == "600 GiB"
+
+
+def test_numbers_of_things():
+    assert counted(1, "page") == "1 page"
+    assert [counted(nr, "entry", "entries") for nr in (0, 2048)] == ["0 entries", "2,048 entries"]
 
 
 def test_addresses_print_as_xen_prints_them():

@@ -156,14 +156,16 @@ class Boot(Shown):
         None of a Linux that overwrites its own memory in holes: nothing of that is real. None of 32
         bits or auto-translated, whose calls are other ones, or with faults, which it does not know.
 
-        :raises UsageError: it is asked for, but the guest is too large, its kernel too small, or
-            there are faults
+        :raises UsageError: it is asked for, but the guest is too large, its kernel too small, of 32
+            bits or auto-translated, or there are faults
         """
         if check and self._faults.faults:
             raise UsageError("--check: not with --fault")
         nr_pages = self._pages_to_grow_to()
         small = nr_pages <= CHECKED_PAGES and not self._faults.faults
         with_calls = self.state.bits == 64 and not self.rules.auto_translated
+        if check and not with_calls:
+            raise UsageError("--check: not for guests of 32 bits or auto-translated")
         if not (small if check is None else check) or not with_calls or self._in_holes():
             return None
         if nr_pages > CHECKED_AT_MOST:

@@ -15,6 +15,7 @@ from xenpt.linux.e820 import UNUSABLE, holes, in_one_ram_entry
 from xenpt.linux.memblock import Range, Regions
 from xenpt.linux.setup import memory_setup
 from xenpt.linux.state import PMD_SIZE, BootState
+from xenpt.units import counted
 from xenpt.xen.hypercalls import Hypercalls
 
 _SERIES = 'Linux 4.3: 808fdb71936c to "xen: move p2m list if conflicting with e820 map"'
@@ -178,7 +179,8 @@ def _highmap_overrun(seen: Seen) -> Iterator[Bug]:
     state = seen.state
     slots = (state.domain.plan.first_p2m_pfn << PAGE_SHIFT) // PMD_SIZE
     if seen.memory_ops is not None and seen.state.domain.p2m_map is not None and slots > ENTRIES:
-        text = f"cleanup_highmap() runs {slots - ENTRIES:,} entries past level2_kernel_pgt"
+        past = counted(slots - ENTRIES, "entry", "entries")
+        text = f"cleanup_highmap() runs {past} past level2_kernel_pgt"
         yield Bug("H10", text, "none is known")
     if seen.cleanup is None or state.list_outside:
         return
@@ -186,7 +188,8 @@ def _highmap_overrun(seen: Seen) -> Iterator[Bug]:
         end = table_slot(vaddr, 2) + (last - vaddr) // PMD_SIZE + 1
         over = min(end, state.rules.cleanup.highmap_entries) - ENTRIES
         if over > 0:
-            text = f"xen_cleanhighmap() walks {over:,} entries past level2_kernel_pgt"
+            past = counted(over, "entry", "entries")
+            text = f"xen_cleanhighmap() walks {past} past level2_kernel_pgt"
             yield Bug("H6", text, "1cf38741308c: 512 entries bound the loop of xen_cleanhighmap()")
 
 
@@ -197,7 +200,8 @@ def _stale_slots(seen: Seen) -> Iterator[Bug]:
     last = round_up(seen.state.paddr(seen.state.brk_end), PMD_SIZE) // PMD_SIZE
     stale = seen.state.highmap.clip(last, ENTRIES).size
     if stale:
-        text = f"{stale} stale entries of 2 MiB stay mapped behind the kernel, where modules go"
+        entries = counted(stale, "stale entry", "stale entries")
+        text = f"{entries} of 2 MiB left mapped behind the kernel, where modules go"
         fix = '"Call xen_cleanhighmap() with 4MB aligned for page tables mapping" (in 4.14.y)'
         if seen.state.rules.cleanup.align_table_range_end:
             fix = "none is known"

@@ -52,6 +52,7 @@ from xenpt.linux.refusals import Refuser
 from xenpt.linux.setup import given_map
 from xenpt.linux.stages import STAGES, Stage
 from xenpt.linux.state import DOM0_DIES, BootState, LinuxPanic, refused_bug
+from xenpt.units import counted
 from xenpt.xen.corruption import entry_of, pin_failed, refusal_of_pin, violations
 from xenpt.xen.hypercalls import Hypercalls
 
@@ -315,7 +316,8 @@ def _why_not(fault: Fault, state: BootState, left: dict[Refused, int]) -> str:
     if isinstance(fault, OutOfMemory):
         return f"Linux's stages ask memblock {state.memblock.requests:,} times"
     if isinstance(fault, Refused):
-        return f"{fault.nth - left[fault]:,} such calls are made"
+        made = fault.nth - left[fault]
+        return f"{counted(made, 'such call')} {'is' if made == 1 else 'are'} made"
     if isinstance(fault, Conflict):
         return "the domain has no frames there, or Linux needs none of it"
     return "the entry has this word anyway"

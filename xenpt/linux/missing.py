@@ -16,6 +16,7 @@ from xenpt.linux.pagetable import static_frames, xen_table_pfns
 from xenpt.linux.setup import remap_size
 from xenpt.linux.stages import Stage
 from xenpt.linux.state import DOM0_DIES, BootState, refused_bug
+from xenpt.units import counted
 
 Death = tuple[Stage, str]
 
@@ -96,14 +97,12 @@ def consequence(hole: Hole, state: BootState) -> str:
     mapped = pfns.size - absent
     texts = []
     if absent:
-        texts.append(f"{_pages(absent)} not in the direct map: a page fault at the first use")
+        texts.append(
+            f"{counted(absent, 'page')} not in the direct map: a page fault at the first use"
+        )
     if mapped:
-        texts.append(f"{_pages(mapped)} that Xen mapped, whose frames Linux does not know")
+        texts.append(f"{counted(mapped, 'page')} that Xen mapped, whose frames Linux does not know")
     return "; ".join(texts) or "these pages are in holes of the E820 map"
-
-
-def _pages(nr: int) -> str:
-    return f"{nr:,} page{'s' if nr > 1 else ''}"
 
 
 def held_by_xen(state: BootState) -> Regions:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from xenpt import abi
 from xenpt.abi import L2_SIZE, L3_SHIFT, PAGE_SHIFT, PAGE_SIZE, TABLE_SHIFT
 from xenpt.engine import map_on_demand
-from xenpt.errors import PanicError
+from xenpt.errors import MappingError, PanicError
 from xenpt.extents import Mapping, Runs, coalesce, expand, make_runs
 from xenpt.heaprequests import NO_CHUNK, NO_LIST, NO_REST, blocks_left
 from xenpt.listshape import leaf_runs
@@ -120,9 +120,12 @@ def build(plan: Plan, *, p2m: P2M | None = None, shared_info: int = 0) -> Domain
 
     :param p2m: where a real host put the pages; None places them in a modelled host
     :raises PanicError: Xen gives up on this plan
+    :raises MappingError: the kernel's VIRT_BASE is within a page, which Xen does not expect
     """
     if plan.panic:
         raise PanicError(plan.panic)
+    if plan.total[0] % PAGE_SIZE:
+        raise MappingError(f"VIRT_BASE {plan.total[0]:#x} is no multiple of 4096: not modelled")
     initial = _initial_mapping(plan)
     p2m_map = setup_pv_physmap(plan, initial) if plan.list_outside else None
     return Domain(plan, initial, p2m_map, p2m, shared_info)
