@@ -30,7 +30,7 @@ from xenpt.faultoptions import (
 )
 from xenpt.faults import Fault, Outcome
 from xenpt.filesbeside import Files, boot_files, plot
-from xenpt.inputs.config import LEAF_SIZES, Host
+from xenpt.inputs.config import Host
 from xenpt.inputs.kernel import Kernel, default_kernel
 from xenpt.linux import SEED, Boot, Cleanup, LinuxRules, free_initial_p2m
 from xenpt.linux.state import LinuxPanic
@@ -50,7 +50,7 @@ from xenpt.texts import faults_report, kernel_report, plan_report
 from xenpt.timing import TimeModel
 from xenpt.units import pages
 from xenpt.xen import build
-from xenpt.xen.dom0 import Domain, setup_pv_physmap
+from xenpt.xen.dom0 import Domain, with_other_leaves
 
 YES, NO, UNANSWERED = 0, 1, 2  # exit statuses
 BOOT_STATUS = {"boots": YES, "panics": NO, "unknown": UNANSWERED}
@@ -308,17 +308,10 @@ def _freed(planned: Plan, rules: LinuxRules, model: TimeModel) -> Freed:
 
 
 def _variants(domain: Domain, rules: LinuxRules, model: TimeModel) -> Iterator[Freed]:
-    """The same domain with other leaves: what would they change? Those that have room for it."""
-    plan = domain.plan
-    for leaf in LEAF_SIZES if plan.list_outside else ():
-        if leaf == plan.host.superpages:
-            continue
-        other = replace(plan, host=replace(plan.host, superpages=leaf))
-        mapping = setup_pv_physmap(other, domain.initial)
-        if plan.first_p2m_pfn + mapping.nr_pages + mapping.nr_tables() <= plan.nr_pages:
-            freed = free_initial_p2m(domain, rules=rules, mapping=mapping)
-            remapped = replace(domain, plan=other, p2m_map=mapping)
-            yield Freed.of(remapped, freed, model)
+    """The same domain with other leaves: what would they change?"""
+    for other in with_other_leaves(domain):
+        freed = free_initial_p2m(domain, rules=rules, mapping=other.p2m_map)
+        yield Freed.of(other, freed, model)
 
 
 def _panicked_boot(planned: Plan, outcomes: Iterable[Outcome] = ()) -> dict[str, Any]:

@@ -40,10 +40,9 @@ from xenpt.linux.state import (
     NotModelled,
 )
 from xenpt.linux.work import Work, stage_work
-from xenpt.listshape import LEAVES
 from xenpt.shown import Shown
 from xenpt.units import format_size
-from xenpt.xen.dom0 import Domain, setup_pv_physmap
+from xenpt.xen.dom0 import Domain, with_other_leaves
 from xenpt.xen.hypercalls import Call, Hypercalls
 
 #: Guests that map no more are checked unless told otherwise: 0.7 s of processor time for 1 GiB.
@@ -299,21 +298,16 @@ class Boot(Shown):
     @cached_property
     def variants(self) -> dict[str, Cleanup]:
         """The cleanup of the same list with other leaves, by largest leaf: "1g", "2m", "4k"."""
-        plan = self.domain.plan
         if not self.state.list_outside:
             return {}
         found = {}
-        moved = self.state.initial_list.vaddr != plan.mfn_list
-        for leaf in LEAVES:
-            if leaf == plan.host.superpages:
-                continue
+        moved = self.state.initial_list.vaddr != self.domain.plan.mfn_list
+        for other in with_other_leaves(self.domain):
+            leaf = other.plan.host.superpages
             if moved and self.cleanup is not None:  # Linux's own copy has 4 KiB pages alone
                 found[leaf] = self.cleanup
-                continue
-            mapping = setup_pv_physmap(
-                replace(plan, host=replace(plan.host, superpages=leaf)), self.domain.initial
-            )
-            found[leaf] = free_initial_p2m(self.domain, rules=self.rules, mapping=mapping)
+            else:
+                found[leaf] = free_initial_p2m(self.domain, rules=self.rules, mapping=other.p2m_map)
         return found
 
     def as_dict(self) -> dict[str, Any]:

@@ -5,7 +5,8 @@ Models dom0_construct(), setup_pv_physmap() and mark_pv_pt_pages_rdonly() in
 xen/arch/x86/pv/dom0_build.c (SPEC B7 to B11; golden/README.md rules 9 to 14).
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 
@@ -18,7 +19,7 @@ from xenpt.engine import map_on_demand
 from xenpt.errors import MappingError, PanicError
 from xenpt.extents import Mapping, Runs, coalesce, expand, make_runs
 from xenpt.heaprequests import NO_CHUNK, NO_LIST, NO_REST, blocks_left
-from xenpt.listshape import leaf_runs
+from xenpt.listshape import LEAVES, leaf_runs
 from xenpt.p2m import P2M
 from xenpt.plan import Plan
 from xenpt.xen.check import RuleError, Violation
@@ -210,6 +211,18 @@ def setup_pv_physmap(plan: Plan, initial: Mapping) -> Mapping:
         for level, vaddr, nr in leaf_runs(*plan.p2m, leaf=plan.host.largest_leaf, blocks=blocks)
     ]
     return map_on_demand(make_runs(rows), plan.first_p2m_pfn, existing=initial.tables)
+
+
+def with_other_leaves(domain: Domain) -> Iterator[Domain]:
+    """The same domain with its list outside in each other size of leaves that it has room for."""
+    plan = domain.plan
+    for leaf in LEAVES if plan.list_outside else ():
+        if leaf == plan.host.superpages:
+            continue
+        other = replace(plan, host=replace(plan.host, superpages=leaf))
+        mapping = setup_pv_physmap(other, domain.initial)
+        if plan.first_p2m_pfn + mapping.nr_pages + mapping.nr_tables() <= plan.nr_pages:
+            yield replace(domain, plan=other, p2m_map=mapping)
 
 
 # --- Where the pages come from (SPEC B5, B9, B10) ----------------------------------------------
