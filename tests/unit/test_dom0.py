@@ -128,6 +128,14 @@ def test_a_base_within_a_page_is_not_built() -> None:
         build(plan_dom0(kernel, nr_pages=pages("1G")))
 
 
+@pytest.mark.parametrize("field", ["virt_kstart", "virt_kend"])
+def test_a_kernel_that_ends_before_it_begins_is_not_built(field: str) -> None:
+    begins_too_late = {"virt_kstart": 0xFFFFFFFFC0000000, "virt_kend": 0x8000000000}
+    kernel = replace(default_kernel(), **{field: begins_too_late[field]})
+    with pytest.raises(MappingError, match="not an area behind VIRT_BASE 0xffffffff80000000"):
+        build(plan_dom0(kernel, nr_pages=pages("1G")))
+
+
 def test_a_plan_that_panics_cannot_be_built() -> None:
     with pytest.raises(PanicError, match=r"^Not enough RAM for domain 0 allocation$"):
         domain("474 GiB", kernel=LEGACY)

@@ -121,12 +121,16 @@ def build(plan: Plan, *, p2m: P2M | None = None, shared_info: int = 0) -> Domain
 
     :param p2m: where a real host put the pages; None places them in a modelled host
     :raises PanicError: Xen gives up on this plan
-    :raises MappingError: the kernel's VIRT_BASE is within a page, which Xen does not expect
+    :raises MappingError: the kernel's VIRT_BASE is within a page, which Xen does not expect; its
+        addresses are none, as those of a garbled log
     """
     if plan.panic:
         raise PanicError(plan.panic)
-    if plan.total[0] % PAGE_SIZE:
-        raise MappingError(f"VIRT_BASE {plan.total[0]:#x} is no multiple of 4096: not modelled")
+    base, (start, end) = plan.total[0], plan.kernel
+    if base % PAGE_SIZE:
+        raise MappingError(f"VIRT_BASE {base:#x} is no multiple of 4096: not modelled")
+    if not base <= start <= end:
+        raise MappingError(f"kernel [{start:#x}, {end:#x}): not an area behind VIRT_BASE {base:#x}")
     initial = _initial_mapping(plan)
     p2m_map = setup_pv_physmap(plan, initial) if plan.list_outside else None
     return Domain(plan, initial, p2m_map, p2m, shared_info)
