@@ -89,11 +89,11 @@ def _known_rows(journal: Journal, cases: Sequence[Case], ours: Row) -> dict[str,
     """Rows of these cases in the journal.
 
     :param ours: columns that are the same in all rows of a sweep
-    :raises UsageError: another xenpt wrote them, or with other constants
+    :raises UsageError: another xenpt wrote them, or with other constants; they were changed
     """
-    wanted = {case.input_hash for case in cases}
+    wanted = {case.input_hash: case.inputs for case in cases}
     rows = {key: row for key, row in journal.rows.items() if key in wanted}
-    for row in rows.values():
+    for key, row in rows.items():
         for name, value in ours.items():
             if row.get(name) != value:
                 raise UsageError(
@@ -103,7 +103,7 @@ def _known_rows(journal: Journal, cases: Sequence[Case], ours: Row) -> dict[str,
         if list(row) != list(COLUMNS):
             raise UsageError(f"{journal.path}: its rows have other columns")
         for name, value in row.items():
-            if not _is_of(COLUMNS[name], value):
+            if not _is_of(COLUMNS[name], value) or wanted[key].get(name, value) != value:
                 raise UsageError(f"{journal.path}: a row has {value!r} in column {name}")
     return rows
 

@@ -92,6 +92,16 @@ def test_rows_with_other_columns_are_not_mixed_with_ours(path, whole):
     [("nr_pages", 1 << 63), ("nr_pages", "1"), ("nr_pages", True), ("init_p2m", 1), ("xen", [])],
 )
 def test_rows_with_values_of_another_kind_are_refused(path, whole, column, value):
+    refused_row(path, whole, column, value)
+
+
+@pytest.mark.parametrize("column, value", [("p2m_leaf", "%g"), ("memory_pages", 1), ("xen", None)])
+def test_rows_with_the_inputs_of_another_guest_are_refused(path, whole, column, value):
+    """Their hash says whose they are."""
+    refused_row(path, whole, column, value)
+
+
+def refused_row(path, whole, column, value):
     path.write_text(json.dumps({**whole.rows[0], column: value}) + "\n")
     with pytest.raises(UsageError, match=f"a row has .* in column {column}"):
         xenpt.sweep(nr_pages=SIZES, journal=path, resume=True)
