@@ -218,6 +218,13 @@ def test_packed_tables_that_do_not_fit_are_refused_at_once(capsys, monkeypatch):
     assert "32 GiB are free" in error
 
 
+def test_a_linux_that_knows_no_list_outside_is_told_what_helps(capsys):
+    assert cli.main(["boot", "4G", "--linux", "v4.1"]) == 1
+    assert "try --no-init-p2m" in capsys.readouterr().out
+    assert cli.main(["boot", "4G", "--linux", "v4.1", "--no-init-p2m"]) == 0
+    assert "try" not in capsys.readouterr().out
+
+
 def test_threads_are_those_of_a_stream(capsys):
     assert cli.main(["boot", "1G", "--threads", "2"]) == 2
     assert "--threads: only with --engine stream" in capsys.readouterr().err

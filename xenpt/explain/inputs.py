@@ -147,7 +147,7 @@ def host_of(boot: Boot) -> Host:
 def machine_map(boot: Boot) -> tuple[Ram, ...] | None:
     """Xen's own e820 map; None if the log has none, lost its start, or has one that is none.
 
-    That is one with more entries than Xen takes, or with RAM past all of x86: garbled lines.
+    That is one with more entries than Xen takes, or with addresses past all of x86: garbled lines.
     """
     if not boot.has("xen_version", "xen_map_header"):
         return None
