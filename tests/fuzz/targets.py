@@ -68,15 +68,18 @@ def _answer(options: Namespace) -> None:
 
 
 def _answers(asked: Sequence[Namespace]) -> None:
-    """Run all of these commands; the first refusal counts if none of them answers."""
+    """Run all of these commands; the first refusal counts if none of them answers.
+
+    Of a refusal only the words are kept: it holds on to all that its command had in memory.
+    """
     refusals = []
     for options in asked:
         try:
             _answer(options)
         except XenptError as refusal:
-            refusals.append(refusal)
+            refusals.append(str(refusal))
     if len(refusals) == len(asked):
-        raise refusals[0]
+        raise XenptError(refusals[0])
 
 
 def _as_json(answer: answers.Answer) -> str:
