@@ -30,7 +30,11 @@ _EXECUTIONS = re.compile(r"stat::number_of_executed_units: (\d+)")
 
 @dataclass
 class Tally:
-    """What the runs of one target came to; `crashes`: kept file -> what was raised."""
+    """What the runs of one target came to.
+
+    :ivar peak_bytes: RSS of one process that reads all of its corpus without the fuzzer
+    :ivar crashes: kept file -> what was raised
+    """
 
     executions: int = 0
     seconds: float = 0.0
@@ -98,7 +102,6 @@ def fuzz(name: str, seconds: float, scratch: str) -> Tally:
         found = _EXECUTIONS.search(said)
         tally.executions += int(found[1]) if found else 0
         tally.seconds += usage.ru_utime + usage.ru_stime
-        tally.peak_bytes = max(tally.peak_bytes, usage.ru_maxrss << 10)
         if child.returncode == 0:
             continue
         written = _WRITTEN.search(said)
@@ -109,7 +112,19 @@ def fuzz(name: str, seconds: float, scratch: str) -> Tally:
         tally.crashes[written[1]] = _last_line(said)
     if not any(kept.iterdir()):
         kept.rmdir()
+    tally.peak_bytes = _replayed(name, corpus)
     return tally
+
+
+def _replayed(name: str, corpus: Path) -> int:
+    """Peak RSS, in bytes, of a process that reads all of a corpus without the fuzzer."""
+    command = [sys.executable, "-m", "fuzz.replay", name, str(corpus)]
+    replay = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(replay.pid, 0)
+    replay.returncode = os.waitstatus_to_exitcode(status)
+    if replay.returncode:
+        sys.exit(f"fuzz: {name}: a file of {corpus} crashes without the fuzzer")
+    return usage.ru_maxrss << 10
 
 
 def _last_line(said: str) -> str:
