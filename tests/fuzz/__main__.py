@@ -119,12 +119,10 @@ def fuzz(name: str, seconds: float, scratch: str) -> Tally:
 def _replayed(name: str, corpus: Path) -> int:
     """Peak RSS, in bytes, of a process that reads all of a corpus without the fuzzer."""
     command = [sys.executable, "-m", "fuzz.replay", name, str(corpus)]
-    replay = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(replay.pid, 0)
-    replay.returncode = os.waitstatus_to_exitcode(status)
+    replay = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if replay.returncode:
         sys.exit(f"fuzz: {name}: a file of {corpus} crashes without the fuzzer")
-    return usage.ru_maxrss << 10
+    return int(replay.stdout)
 
 
 def _last_line(said: str) -> str:
